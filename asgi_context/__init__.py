@@ -1,0 +1,66 @@
+"""Wrap any ASGI app once, and all that it calls knows on whose behalf it runs, and holds that tenant's shared state."""
+
+from asgi_context._claims import Claims
+from asgi_context._context import bind_context, current_context, unbound_context
+from asgi_context._executors import ContextThreadPoolExecutor, carry_context, run_in_executor
+from asgi_context._extract import (
+    Extractor,
+    SharedSecret,
+    agree,
+    constant,
+    first_of,
+    from_cookie,
+    from_header,
+    from_path,
+    from_query,
+    from_scope,
+    from_subdomain,
+    identity_from,
+)
+from asgi_context._identity import Identity, RequestContext
+from asgi_context._memory import MemoryStore
+from asgi_context._middleware import ContextMiddleware
+from asgi_context._state import SharedState, current_state
+from asgi_context._types import Store
+from asgi_context.errors import ContextClosedError, ContextNotBoundError, RequestRejected
+
+__all__ = [
+    "Claims",
+    "ContextClosedError",
+    "ContextMiddleware",
+    "ContextNotBoundError",
+    "ContextThreadPoolExecutor",
+    "Extractor",
+    "Identity",
+    "MemoryStore",
+    "RequestContext",
+    "RequestRejected",
+    "SharedSecret",
+    "SharedState",
+    "Store",
+    "agree",
+    "bind_context",
+    "carry_context",
+    "constant",
+    "current_context",
+    "current_state",
+    "first_of",
+    "from_cookie",
+    "from_header",
+    "from_path",
+    "from_query",
+    "from_scope",
+    "from_subdomain",
+    "identity_from",
+    "run_in_executor",
+    "unbound_context",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # looked up when asked for: reading a distribution's metadata costs an import its time
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("asgi-tenant-context")
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

@@ -1,0 +1,273 @@
+"""What is bound: one ContextVar through which every call finds its binding.
+
+Invariants:
+
+- The variable always holds a `Binding`; ``UNBOUND`` stands for "nothing" and is never entered, left or written to.
+- A `Binding` is made for one request or one block and never reused. It is small on purpose: a ``call_later`` or a task
+  that outlives the request pins all that its Context holds, so what is large hangs on the binding and goes at its end.
+- A binding ends once. After a normal end its identity and store stay readable, the rest does not. If it could not be
+  taken out of the Context that it was set in, it is revoked: nothing on it can be read any more.
+"""
+
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+
+from asgi_context._identity import ContextDraft, Identity, RequestContext, id_cell
+from asgi_context.errors import ContextClosedError, ContextNotBoundError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asgi_context._types import Store
+
+_T = TypeVar("_T")
+
+
+class Required:
+    """The type of ``REQUIRED``, which stands for "no default was given"."""
+
+
+REQUIRED: Final = Required()
+
+
+class Binding:
+    """The handle in the ContextVar: whose request it is, and what lives as long as the request."""
+
+    __slots__ = ("context", "ended", "identity", "ids", "owner", "revoked", "state", "store", "values")
+
+    identity: Identity | None
+    store: "Store | None"
+    ids: list[str]
+    """The cell of the request id."""
+    owner: object
+    """The middleware that made it."""
+    context: RequestContext | None
+    state: Any
+    """The `SharedState`, once it was asked for."""
+    values: dict[str, Any]
+    ended: bool
+    revoked: bool
+
+    def leave(self, token: Token["Binding"]) -> None:
+        """End the binding, and restore what was bound before.
+
+        Args:
+            token: what setting it gave.
+        """
+        self.ended = True
+        if self.values:
+            self.values = {}
+        try:
+            _current.reset(token)
+        except ValueError:
+            # Not the Context that it was set in: there it stays set, for whoever runs there next.
+            self.revoked = True
+            self.context = self.state = None
+
+    def check(self, wanted: str) -> None:
+        """Refuse to be read once revoked.
+
+        Args:
+            wanted: what is being read.
+
+        Raises:
+            ContextClosedError: the binding was revoked.
+        """
+        if self.revoked:
+            raise ContextClosedError(wanted, "revoked")
+
+
+def make_binding(identity: Identity | None, store: "Store | None", ids: list[str], owner: object = None) -> Binding:
+    """Make a binding. The middleware does it in place: for it, a call counts.
+
+    Args:
+        identity: who asks; ``None`` for nobody.
+        store: where the state is kept.
+        ids: the cell of the request id.
+        owner: the middleware that makes it.
+
+    Returns:
+        The binding, not yet entered.
+    """
+    binding = Binding()
+    binding.identity = identity
+    binding.store = store
+    binding.ids = ids
+    binding.owner = owner
+    binding.context = None
+    binding.state = None
+    binding.values = {}
+    binding.ended = False
+    binding.revoked = False
+    return binding
+
+
+UNBOUND: Final = make_binding(None, None, [])
+
+_current: Final[ContextVar[Binding]] = ContextVar("asgi_context", default=UNBOUND)
+
+current_binding: Final = _current.get
+enter_binding: Final = _current.set
+
+
+@overload
+def current_context() -> RequestContext: ...
+@overload
+def current_context(default: _T, /) -> RequestContext | _T: ...
+def current_context(default: object = REQUIRED, /) -> object:
+    """Say on whose behalf this code runs.
+
+    Works in whatever the request calls: functions, tasks, and threads that were given its context. After the request
+    has ended normally, tasks that it started can still ask.
+
+    Args:
+        default: what to return where nothing is bound, instead of raising.
+
+    Returns:
+        The bound `RequestContext`, or the default.
+
+    Raises:
+        ContextNotBoundError: nothing is bound here, and there is no default.
+        ContextClosedError: what is bound here was revoked, whatever the default.
+    """
+    binding = _current.get()
+    context = binding.context
+    if context is not None:
+        return context
+    identity = binding.identity
+    if identity is None:
+        binding.check("context")
+        if default is REQUIRED:
+            raise ContextNotBoundError
+        return default
+    draft = ContextDraft()
+    draft.tenant = identity.tenant
+    draft.user = identity.user
+    draft.claims = identity.claims
+    draft.ids = binding.ids
+    draft.__class__ = RequestContext  # type: ignore[assignment]  # the same fields, so the same layout
+    made: RequestContext = draft  # type: ignore[assignment]
+    binding.context = made
+    if binding.revoked:  # asked after the store above, or a thread could put back what a revocation took away
+        binding.context = None
+        binding.check("context")
+    return made
+
+
+class Block:
+    """A block that binds: what `bind_context` and `unbound_context` return, for ``with`` and ``async with``."""
+
+    __slots__ = ("_binding", "_token")
+
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
+        self._token: Token[Binding] | None = None
+
+    def _enter(self) -> None:
+        if self._token is not None or self._binding.ended:
+            message = "a binding block can be entered once: call bind_context() or unbound_context() for each `with`"
+            raise RuntimeError(message)
+        self._token = _current.set(self._binding)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None", /
+    ) -> None:
+        if self._token is None:
+            message = "this binding block was left without having been entered"
+            raise RuntimeError(message)
+        token, self._token = self._token, None
+        self._binding.leave(token)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None", /
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+
+class BoundBlock(Block):
+    """A block in which a context is bound."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> RequestContext:
+        self._enter()
+        return current_context()
+
+    async def __aenter__(self) -> RequestContext:
+        return self.__enter__()
+
+
+class UnboundBlock(Block):
+    """A block in which nothing is bound."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        self._enter()
+
+    async def __aenter__(self) -> None:
+        self._enter()
+
+
+def bind_context(
+    identity: Identity | RequestContext | None = None,
+    /,
+    *,
+    request_id: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    store: "Store | None" = None,
+) -> BoundBlock:
+    """Bind a context for a block, in workers, scripts, tests and tasks that outlive their request.
+
+    The identity is given whole or inherited whole. Of what is bound outside, only the request id and the store carry
+    over; values never do. Do not yield inside the block: a generator may be ended in another Context, and the binding
+    is then revoked.
+
+    Args:
+        identity: who it is for; without one, the identity that is bound here.
+        request_id: another request id; a `RequestContext` brings its own.
+        values: what `asgi_context.values` gives out inside.
+        store: where the block's shared state is kept.
+
+    Returns:
+        A context manager, for ``with`` and ``async with``, that can be entered once and gives the `RequestContext`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ContextNotBoundError: no identity was given and none is bound here.
+        ContextClosedError: no identity was given and what is bound here was revoked.
+    """
+    outer = _current.get()
+    ids: list[str] | None = None
+    whole: Identity | None
+    if identity is None:
+        outer.check("identity")
+        if outer.identity is None:
+            raise ContextNotBoundError("identity")
+        whole = outer.identity
+    elif isinstance(identity, Identity):
+        whole = identity
+    elif isinstance(identity, RequestContext):
+        whole = Identity(identity.tenant, identity.user, identity.claims)
+        ids = identity.ids  # the cell, so that an id which nobody has asked for yet is the same in both
+    else:
+        message = f"bind_context takes an Identity or a RequestContext, not {type(identity).__qualname__}"
+        raise TypeError(message)
+    if request_id is not None:
+        ids = id_cell(request_id)
+    elif ids is None:
+        ids = [] if outer is UNBOUND or outer.revoked else outer.ids
+    binding = make_binding(whole, outer.store if store is None else store, ids)
+    if values is not None:
+        binding.values = dict(values)
+    return BoundBlock(binding)
+
+
+def unbound_context() -> UnboundBlock:
+    """Bind nothing for a block, for long-lived tasks that are started inside a request but not on its behalf.
+
+    Returns:
+        A context manager, for ``with`` and ``async with``, that can be entered once.
+    """
+    return UnboundBlock(make_binding(None, None, []))

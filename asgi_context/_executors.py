@@ -1,0 +1,137 @@
+"""Threads that run under the caller's context, by ``copy_context().run``.
+
+Every job, and every item of a ``map``, gets a copy of its own: one Context cannot be entered twice at a time, and what
+a job sets is gone with it, so that no later job on the same worker can see it.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import partial, wraps
+from inspect import iscoroutinefunction
+from typing import Any, ParamSpec, TypeVar
+
+from asgi_context.errors import JobError, UnsupportedLoopError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _run(context: Context, job: Callable[..., _T], args: Iterable[Any], kwargs: dict[str, Any]) -> _T:
+    try:
+        return context.run(job, *args, **kwargs)
+    except BaseException as error:
+        # StopIteration hangs the awaiting side (CPython 3.11, 3.12); what is no Exception would stop the event loop, or
+        # pass for a cancellation of the caller.
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise JobError(type(error).__qualname__) from error
+
+
+def _check_job(job: object) -> None:
+    if iscoroutinefunction(job):
+        message = f"{job!r} is a coroutine function: await it on the event loop, a thread would only create it"
+        raise TypeError(message)
+
+
+def carry_context(func: Callable[_P, _T], /) -> Callable[_P, _T]:
+    """Wrap a function so that it runs, wherever it is called, under the context of this moment.
+
+    For threads, callbacks and executors that others start. Each call gets a fresh copy of that context, so the wrapped
+    function may be called often and at once, and calls do not see what other calls set.
+
+    Args:
+        func: a plain function.
+
+    Returns:
+        The wrapped function, of the same signature.
+
+    Raises:
+        TypeError: ``func`` is a coroutine function. From a call: JobError, if ``func`` raised what no caller can be
+            handed (StopIteration, SystemExit, KeyboardInterrupt, CancelledError).
+    """
+    _check_job(func)
+    context = copy_context()
+
+    @wraps(func)
+    def carried(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return _run(context.copy(), func, args, kwargs)
+
+    return carried
+
+
+def run_in_executor(
+    executor: Executor | None, func: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+) -> Awaitable[_T]:
+    """Run a blocking function in a thread, under the caller's context.
+
+    Args:
+        executor: a thread pool, or ``None`` for the running loop's default executor.
+        func: a plain function.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        An ``asyncio.Future`` to be awaited, with what ``func`` returns or raises.
+
+    Raises:
+        TypeError: ``func`` is a coroutine function, or the executor runs processes.
+        UnsupportedLoopError: there is no running asyncio event loop. From the future: JobError, if ``func`` raised what
+            no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt, CancelledError).
+    """
+    _check_job(func)
+    processes = sys.modules.get("concurrent.futures.process")
+    if processes is not None and isinstance(executor, processes.ProcessPoolExecutor):
+        message = "a context does not cross into another process: hand what the job needs to it as arguments"
+        raise TypeError(message)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise UnsupportedLoopError("run_in_executor") from None
+    return loop.run_in_executor(executor, partial(_run, copy_context(), func, args, kwargs))
+
+
+class ContextThreadPoolExecutor(ThreadPoolExecutor):
+    """A thread pool whose jobs run under the context of whoever submits them.
+
+    As the default executor of a loop (``loop.set_default_executor(...)``) it makes the ``run_in_executor(None, func)``
+    of other libraries carry the context as well. It takes the arguments of ``ThreadPoolExecutor``.
+    """
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> "Future[_T]":
+        """Run a function in a worker thread, under a copy of the caller's context.
+
+        Args:
+            fn: a plain function.
+            *args: its arguments.
+            **kwargs: its keyword arguments.
+
+        Returns:
+            A ``concurrent.futures.Future`` with what ``fn`` returns or raises; a `JobError` in place of what no caller
+            can be handed (StopIteration, SystemExit, KeyboardInterrupt, CancelledError).
+
+        Raises:
+            TypeError: ``fn`` is a coroutine function.
+            RuntimeError: the pool was shut down.
+        """
+        _check_job(fn)
+        return super().submit(_run, copy_context(), fn, args, kwargs)
+
+    def map(self, fn: Callable[..., _T], *iterables: Iterable[Any], **options: Any) -> Iterator[_T]:  # noqa: ANN401
+        """Run a function on every item, each under a copy of the context of this moment.
+
+        Args:
+            fn: a plain function.
+            *iterables: its arguments, one iterable each.
+            **options: those of ``Executor.map``, such as ``timeout`` in seconds.
+
+        Returns:
+            An iterator over the results, in order.
+
+        Raises:
+            TypeError: ``fn`` is a coroutine function.
+        """
+        # Carried from here, since Python 3.14 with ``buffersize=`` submits later, from wherever the results are read.
+        return super().map(carry_context(fn), *iterables, **options)

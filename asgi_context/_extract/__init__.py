@@ -1,0 +1,35 @@
+"""Extractors: who asks, read out of an ASGI scope. Compiled when the middleware is made, run for each request."""
+
+from asgi_context._extract._compose import agree, check_extractor, first_of, identity_from
+from asgi_context._extract._sources import (
+    constant,
+    from_cookie,
+    from_header,
+    from_path,
+    from_query,
+    from_scope,
+    from_subdomain,
+)
+from asgi_context._extract._step import BuiltIn, Extractor, Step, ask, compile_step, parts_of
+from asgi_context._extract._trust import SharedSecret
+
+__all__ = [
+    "BuiltIn",
+    "Extractor",
+    "SharedSecret",
+    "Step",
+    "agree",
+    "ask",
+    "check_extractor",
+    "compile_step",
+    "constant",
+    "first_of",
+    "from_cookie",
+    "from_header",
+    "from_path",
+    "from_query",
+    "from_scope",
+    "from_subdomain",
+    "identity_from",
+    "parts_of",
+]

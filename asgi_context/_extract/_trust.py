@@ -1,0 +1,120 @@
+"""From whom a header is believed."""
+
+import hmac
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final, TypeAlias
+
+from asgi_context._headers import Found, HeaderPlan, header_name
+from asgi_context._types import Scope
+
+Network: TypeAlias = IPv4Network | IPv6Network
+_LONGEST_ADDRESS: Final = 64  # characters; an IPv6 address with a zone fits, and the cache keeps no more than that
+
+
+class SharedSecret:
+    """A header by which a gateway proves that a request came through it.
+
+    Args:
+        header: name of the header.
+        secret: what it must hold, at least 16 bytes; a str is taken as UTF-8.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: the name is no header name, or the secret is too short.
+    """
+
+    __slots__ = ("_secret", "header")
+
+    def __init__(self, header: str, secret: str | bytes) -> None:
+        self.header = header_name(header, "SharedSecret: header")
+        if not isinstance(secret, str | bytes):
+            message = f"SharedSecret: secret must be str or bytes, not {type(secret).__qualname__}"
+            raise TypeError(message)
+        self._secret = secret.encode() if isinstance(secret, str) else secret
+        if len(self._secret) < 16:  # noqa: PLR2004 - 128 bits, past guessing
+            message = "SharedSecret: secret must have at least 16 bytes"
+            raise ValueError(message)
+
+    def __repr__(self) -> str:
+        return f"SharedSecret({self.header.decode()!r}, ...)"
+
+    def matches(self, value: object) -> bool:
+        """Compare in constant time.
+
+        Args:
+            value: what the header slot holds.
+
+        Returns:
+            Whether it is the secret.
+        """
+        return isinstance(value, bytes) and hmac.compare_digest(value, self._secret)
+
+
+Trusted: TypeAlias = str | Network | SharedSecret | Iterable[str | Network | SharedSecret]
+
+
+class Trust:
+    """``trusted=`` of a header extractor: a peer needs one of what stands in it.
+
+    Args:
+        trusted: networks and secrets.
+
+    Raises:
+        TypeError: something is neither a network nor a secret.
+        ValueError: there is nothing in it, or no network of that form.
+    """
+
+    def __init__(self, trusted: Trusted) -> None:
+        entries = [trusted] if isinstance(trusted, str | Network | SharedSecret) else list(trusted)
+        if not entries:
+            message = "from_header: trusted= is empty, so that nobody could be believed"
+            raise ValueError(message)
+        self._secrets = [entry for entry in entries if isinstance(entry, SharedSecret)]
+        self._networks = [_network(entry) for entry in entries if not isinstance(entry, SharedSecret)]
+
+    def compile(self, plan: HeaderPlan) -> Callable[[Scope, Found], bool]:
+        """Make the test of a peer.
+
+        Args:
+            plan: where the secrets' headers are claimed.
+
+        Returns:
+            A function that says whether the peer of a scope is trusted.
+        """
+        plan.pure = False
+        secrets = [(plan.slot(secret.header), secret) for secret in self._secrets]
+        networks = self._networks
+
+        @lru_cache(maxsize=1024)
+        def inside(host: str) -> bool:
+            try:
+                address = ip_address(host)
+            except ValueError:
+                return False
+            if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+                address = address.ipv4_mapped  # what a dual-stack socket shows of an IPv4 peer
+            return any(address in network for network in networks)
+
+        def trust(scope: Scope, found: Found) -> bool:
+            for slot, secret in secrets:
+                if secret.matches(found[slot]):
+                    return True
+            client = scope.get("client")  # None on a unix socket
+            return bool(networks) and client is not None and len(client[0]) <= _LONGEST_ADDRESS and inside(client[0])
+
+        return trust
+
+
+def _network(entry: object) -> Network:
+    if isinstance(entry, IPv4Network | IPv6Network):
+        return entry
+    if not isinstance(entry, str):
+        message = f"from_header: trusted= takes networks and SharedSecrets, not {type(entry).__qualname__}"
+        raise TypeError(message)
+    try:
+        return ip_network(entry)
+    except ValueError as error:
+        message = f"from_header: trusted= holds no network: {error}"
+        raise ValueError(message) from None

@@ -1,0 +1,71 @@
+"""Event loops as parameters, and the guard that no test leaves anything bound."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextvars import copy_context
+from typing import Any
+
+import pytest
+
+from asgi_context import current_context
+
+
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]  # Python 3.12
+    return loop
+
+
+_ASYNCIO: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio-debug": ("asyncio", {"debug": True}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+}
+if sys.version_info >= (3, 12):
+    _ASYNCIO["asyncio-eager"] = ("asyncio", {"loop_factory": _eager_loop})
+
+BACKENDS = {**_ASYNCIO, "trio": ("trio", {})}
+"""What async tests run on. Those that need asyncio take the fixture ``asyncio_only``."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "anyio_backend" in metafunc.fixturenames:
+        backends = _ASYNCIO if "asyncio_only" in metafunc.fixturenames else BACKENDS
+        metafunc.parametrize("anyio_backend", list(backends.values()), ids=list(backends), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """In place of anyio's own, which knows one list for all tests."""
+    return request.param
+
+
+@pytest.fixture
+def asyncio_only() -> None:
+    """Mark a test that uses asyncio itself."""
+
+
+def _bound() -> dict[str, object]:
+    return {variable.name: value for variable, value in copy_context().items() if variable.name.startswith("asgi_context")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_bound_outside() -> Iterator[None]:
+    before = _bound()
+    yield
+    assert _bound() == before
+    assert current_context(None) is None
+
+
+@pytest.fixture
+async def nothing_left_bound() -> AsyncIterator[None]:
+    """Runs in the task of the test itself, which is where a leak would show."""
+    before = _bound()
+    yield
+    assert _bound() == before
+    assert current_context(None) is None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("anyio") is not None and isinstance(item, pytest.Function):
+        item.fixturenames.append("nothing_left_bound")
