@@ -6,7 +6,7 @@ JSON itself keeps less than Python tells apart: a tuple comes back as a list, th
 
 import json
 from math import isfinite
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from asgi_context.errors import StateSerializationError
 
@@ -59,7 +59,7 @@ class _UnfitError(Exception):
 
 
 def _check(value: Any, path: tuple[object, ...], depth: int) -> None:  # noqa: ANN401 - what is to be stored
-    kind = cast("type[Any]", type(value))
+    kind: type[object] = type(value)
     if kind in _ATOMS:
         return
     if kind is float:
