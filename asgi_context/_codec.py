@@ -59,25 +59,26 @@ class _UnfitError(Exception):
 
 
 def _check(value: Any, path: tuple[object, ...], depth: int) -> None:  # noqa: ANN401 - what is to be stored
-    kind: type[object] = type(value)
-    if kind in _ATOMS:
+    if type(value) in _ATOMS:
         return
-    if kind is float:
+    if type(value) is float:
         if not isfinite(value):
             raise _UnfitError(path, "NaN and Infinity are no JSON")
         return
     if depth == _DEEPEST:
         raise _UnfitError(path[:3], f"nested deeper than {_DEEPEST} levels")
-    if kind is list:
+    if type(value) is list:
         for index, item in enumerate(value):
             _check(item, (*path, index), depth + 1)
-    elif kind is dict:
+    elif type(value) is dict:
         for name, item in value.items():
             if type(name) is not str:
                 raise _UnfitError(path, f"a key of a dict must be a str, not {type(name).__qualname__}")
             _check(item, (*path, name), depth + 1)
     else:
-        raise _UnfitError(path, f"{kind.__qualname__} cannot be kept: convert it to str, int, float, bool, list, dict")
+        raise _UnfitError(
+            path, f"{type(value).__qualname__} cannot be kept: convert it to str, int, float, bool, list, dict"
+        )
 
 
 def _path(field: str, inside: tuple[object, ...]) -> str:
