@@ -6,7 +6,7 @@ JSON itself keeps less than Python tells apart: a tuple comes back as a list, th
 
 import json
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from asgi_context.errors import StateSerializationError
 
@@ -58,27 +58,26 @@ class _UnfitError(Exception):
         self.reason = reason
 
 
-def _check(value: Any, path: tuple[object, ...], depth: int) -> None:  # noqa: ANN401 - what is to be stored
+def _check(value: object, path: tuple[object, ...], depth: int) -> None:
     if type(value) in _ATOMS:
         return
     if type(value) is float:
         if not isfinite(value):
             raise _UnfitError(path, "NaN and Infinity are no JSON")
         return
+    unfit = type(value).__qualname__
     if depth == _DEEPEST:
         raise _UnfitError(path[:3], f"nested deeper than {_DEEPEST} levels")
     if type(value) is list:
-        for index, item in enumerate(value):
+        for index, item in enumerate(cast("list[object]", value)):
             _check(item, (*path, index), depth + 1)
     elif type(value) is dict:
-        for name, item in value.items():
+        for name, item in cast("dict[object, object]", value).items():
             if type(name) is not str:
                 raise _UnfitError(path, f"a key of a dict must be a str, not {type(name).__qualname__}")
             _check(item, (*path, name), depth + 1)
     else:
-        raise _UnfitError(
-            path, f"{type(value).__qualname__} cannot be kept: convert it to str, int, float, bool, list, dict"
-        )
+        raise _UnfitError(path, f"{unfit} cannot be kept: convert it to str, int, float, bool, list, dict")
 
 
 def _path(field: str, inside: tuple[object, ...]) -> str:

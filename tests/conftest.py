@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextvars import copy_context
+from inspect import iscoroutinefunction
 from typing import Any
 
 import pytest
@@ -67,5 +68,5 @@ async def nothing_left_bound() -> AsyncIterator[None]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    if item.get_closest_marker("anyio") is not None and isinstance(item, pytest.Function):
+    if item.get_closest_marker("anyio") and isinstance(item, pytest.Function) and iscoroutinefunction(item.obj):
         item.fixturenames.append("nothing_left_bound")

@@ -70,7 +70,7 @@ class Exchange:
         return problem
 
     def header(self, name: bytes) -> list[bytes]:
-        return [value for found, value in self.sent[0]["headers"] if found == name]
+        return [value for found, value in self.sent[0].get("headers", ()) if found == name]
 
 
 async def run(app: Any, scope: dict[str, Any], received: Iterable[dict[str, Any]] | None = None) -> Exchange:
