@@ -26,12 +26,16 @@ if sys.version_info >= (3, 12):
     _ASYNCIO["asyncio-eager"] = ("asyncio", {"loop_factory": _eager_loop})
 
 BACKENDS = {**_ASYNCIO, "trio": ("trio", {})}
-"""What async tests run on. Those that need asyncio take the fixture ``asyncio_only``."""
+"""What async tests run on, unless they take the fixture ``asyncio_only`` or ``trio_only``."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "anyio_backend" in metafunc.fixturenames:
-        backends = _ASYNCIO if "asyncio_only" in metafunc.fixturenames else BACKENDS
+        backends = BACKENDS
+        if "asyncio_only" in metafunc.fixturenames:
+            backends = _ASYNCIO
+        elif "trio_only" in metafunc.fixturenames:
+            backends = {"trio": BACKENDS["trio"]}
         metafunc.parametrize("anyio_backend", list(backends.values()), ids=list(backends), indirect=True, scope="session")
 
 
@@ -44,6 +48,11 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def asyncio_only() -> None:
     """Mark a test that uses asyncio itself."""
+
+
+@pytest.fixture
+def trio_only() -> None:
+    """Mark a test of what trio's users see."""
 
 
 def _bound() -> dict[str, object]:
