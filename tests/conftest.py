@@ -36,7 +36,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             backends = _ASYNCIO
         elif "trio_only" in metafunc.fixturenames:
             backends = {"trio": BACKENDS["trio"]}
-        metafunc.parametrize("anyio_backend", list(backends.values()), ids=list(backends), indirect=True, scope="session")
+        metafunc.parametrize(
+            "anyio_backend", list(backends.values()), ids=list(backends), indirect=True, scope="session"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +58,9 @@ def trio_only() -> None:
 
 
 def _bound() -> dict[str, object]:
-    return {variable.name: value for variable, value in copy_context().items() if variable.name.startswith("asgi_context")}
+    return {
+        variable.name: value for variable, value in copy_context().items() if variable.name.startswith("asgi_context")
+    }
 
 
 @pytest.fixture(autouse=True)

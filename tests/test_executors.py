@@ -82,8 +82,12 @@ async def test_what_a_job_sets_stays_in_the_job_and_its_values_are_the_requests(
         assert get_from_context("job") is True
 
 
-@pytest.mark.parametrize("raised", [StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
-async def test_what_would_hang_or_stop_the_loop_reaches_the_caller_as_an_error(way: Any, raised: type[BaseException]) -> None:
+@pytest.mark.parametrize(
+    "raised", [StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+)
+async def test_what_would_hang_or_stop_the_loop_reaches_the_caller_as_an_error(
+    way: Any, raised: type[BaseException]
+) -> None:
     def job() -> None:
         raise raised("reason")
 

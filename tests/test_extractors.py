@@ -1,11 +1,13 @@
 """Each extractor: what it reads, what counts as absent, what it refuses."""
 
+import asyncio
 import ipaddress
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
+from driver import http, websocket
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,9 +26,8 @@ from asgi_context import (
     from_subdomain,
     identity_from,
 )
-from asgi_context._extract import BuiltIn
+from asgi_context._extract._step import composed
 from asgi_context.errors import ExtractorTypeError, ScopeKeyMissingError
-from driver import http, websocket
 
 ALLOWED = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-~@:|+="
 
@@ -53,7 +54,9 @@ def test_one_other_character_makes_it_invalid(before: str, other: str, after: st
     assert rejected(from_header("x-id"), scope) == "400 identifier_invalid"
 
 
-@pytest.mark.parametrize("value", ["", " ", ".", "..", "." * 128, "a" * 129, "a\n", "a\r\n", "\na", "a b", "a,b", "a/b", "é", "a\x00"])
+@pytest.mark.parametrize(
+    "value", ["", " ", ".", "..", "." * 128, "a" * 129, "a\n", "a\r\n", "\na", "a b", "a,b", "a/b", "é", "a\x00"]
+)
 def test_bad_identifiers_are_refused_wherever_they_come_from(value: str) -> None:
     assert rejected(from_header("x-id"), http((b"x-id", value.encode()))) == "400 identifier_invalid"
     assert rejected(from_scope("id"), http(id=value)) == "400 identifier_invalid"
@@ -119,7 +122,9 @@ def test_a_twin_that_differs_in_underscores_is_refused_alone_and_beside(twin: by
     assert rejected(tenant, http((b"x-tenant-id", b"acme"), (twin, b"acme"))) == "400 identifier_repeated"
 
 
-@pytest.mark.parametrize(("name", "error"), [("", ValueError), ("x y", ValueError), ("x:", ValueError), ("é", ValueError), (b"x", TypeError)])
+@pytest.mark.parametrize(
+    ("name", "error"), [("", ValueError), ("x y", ValueError), ("x:", ValueError), ("é", ValueError), (b"x", TypeError)]
+)
 def test_the_name_must_be_that_of_a_header(name: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="from_header: name"):
         from_header(name)
@@ -245,7 +250,13 @@ def test_a_cookie_is_read_from_all_cookie_headers() -> None:
 
 @pytest.mark.parametrize(
     ("cookie", "code"),
-    [(b"tenant=", "invalid"), (b"tenant=\xff", "invalid"), (b"tenant=a b", "invalid"), (b'tenant="', "invalid"), (b"tenant=a; tenant=b", "repeated")],
+    [
+        (b"tenant=", "invalid"),
+        (b"tenant=\xff", "invalid"),
+        (b"tenant=a b", "invalid"),
+        (b'tenant="', "invalid"),
+        (b"tenant=a; tenant=b", "repeated"),
+    ],
 )
 def test_bad_cookies_are_refused(cookie: bytes, code: str) -> None:
     assert rejected(from_cookie("tenant"), http((b"cookie", cookie))) == f"400 identifier_{code}"
@@ -284,24 +295,42 @@ def test_a_bad_segment_is_refused(path: str) -> None:
     assert rejected(from_path("/tenants/{tenant}"), http(path=path)) == "400 identifier_invalid"
 
 
-@pytest.mark.parametrize("template", ["tenants/{t}", "/tenants", "/{a}/{b}", "/t-{a}", "/{a", "/{}", "/{a}/", "//{a}", "/{1}"])
+@pytest.mark.parametrize(
+    "template", ["tenants/{t}", "/tenants", "/{a}/{b}", "/t-{a}", "/{a", "/{}", "/{a}/", "//{a}", "/{1}"]
+)
 def test_a_template_has_one_placeholder(template: str) -> None:
     with pytest.raises(ValueError, match="from_path: template"):
         from_path(template)
 
 
-@pytest.mark.parametrize("host", [b"acme.example.com", b"ACME.Example.COM", b"acme.example.com:8000", b"acme.example.com.", b" acme.example.com"])
+@pytest.mark.parametrize(
+    "host",
+    [b"acme.example.com", b"ACME.Example.COM", b"acme.example.com:8000", b"acme.example.com.", b" acme.example.com"],
+)
 def test_a_subdomain_is_one_label_in_lower_case(host: bytes) -> None:
     assert from_subdomain("Example.com")(http((b"host", host))) == "acme"
 
 
-@pytest.mark.parametrize("host", [b"example.com", b"example.com:80", b"acme.example.org", b"acmeexample.com", b"127.0.0.1", b"[::1]:80", b""])
+@pytest.mark.parametrize(
+    "host", [b"example.com", b"example.com:80", b"acme.example.org", b"acmeexample.com", b"127.0.0.1", b"[::1]:80", b""]
+)
 def test_a_host_that_is_not_below_the_domain_names_no_tenant(host: bytes) -> None:
     assert from_subdomain("example.com")(http((b"host", host))) is None
     assert from_subdomain("example.com")(http()) is None
 
 
-@pytest.mark.parametrize("host", [b"a.b.example.com", b".example.com", b"-a.example.com", b"a-.example.com", b"a_b.example.com", b"a" * 64 + b".example.com", b"\xff.example.com"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"a.b.example.com",
+        b".example.com",
+        b"-a.example.com",
+        b"a-.example.com",
+        b"a_b.example.com",
+        b"a" * 64 + b".example.com",
+        b"\xff.example.com",
+    ],
+)
 def test_what_is_no_single_label_is_refused(host: bytes) -> None:
     assert rejected(from_subdomain("example.com"), http((b"host", host))) == "400 identifier_invalid"
 
@@ -458,7 +487,11 @@ def test_identities_agree_in_their_tenants_and_in_users_where_both_have_one() ->
     for hint in (None, Identity("acme"), Identity("acme", "ann"), "acme"):
         hints["is"] = hint
         assert result() is proof
-    for hint, code in ((Identity("globex", "ann"), "tenant_mismatch"), ("globex", "tenant_mismatch"), (Identity("acme", "bob"), "user_mismatch")):
+    for hint, code in (
+        (Identity("globex", "ann"), "tenant_mismatch"),
+        ("globex", "tenant_mismatch"),
+        (Identity("acme", "bob"), "user_mismatch"),
+    ):
         hints["is"] = hint
         assert result() == f"403 {code}"
     proof = Identity("acme")
@@ -515,5 +548,10 @@ def test_an_extractor_can_be_called_inside_one_of_the_users_own() -> None:
         identity(http((b"x-tenant", b"acme"), (b"x-tenant", b"acme"))).send(None)
 
 
-def test_every_builtin_is_of_one_kind() -> None:
-    assert isinstance(from_header("x"), BuiltIn)
+def test_a_composition_that_waits_although_no_part_does_is_a_bug_that_shows() -> None:
+    async def run(scope: Any, found: Any) -> str:
+        await asyncio.sleep(0)
+        return "never"
+
+    with pytest.raises(RuntimeError, match="waited for something"):
+        composed(run, []).run({}, ())

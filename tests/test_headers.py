@@ -22,7 +22,9 @@ def slowly(names: list[bytes], headers: list[tuple[bytes, bytes]]) -> tuple[obje
     found: list[object] = []
     for wanted in names:
         same = [value for name, value in headers if name == wanted]
-        folded = [name for name, _ in headers if name.replace(b"_", b"-") == wanted.replace(b"_", b"-") and name not in names]
+        folded = [
+            name for name, _ in headers if name.replace(b"_", b"-") == wanted.replace(b"_", b"-") and name not in names
+        ]
         if len(same) + len(folded) > 1:
             found.append(REPEATED)
         elif folded:
@@ -33,7 +35,12 @@ def slowly(names: list[bytes], headers: list[tuple[bytes, bytes]]) -> tuple[obje
 
 
 @given(
-    st.sampled_from([[b"x-tenant-id"], [b"x-tenant-id", b"x-user-id"], [b"host", b"x-user-id"], [b"x_user_id", b"accept"]])
+    st.sampled_from([
+        [b"x-tenant-id"],
+        [b"x-tenant-id", b"x-user-id"],
+        [b"host", b"x-user-id"],
+        [b"x_user_id", b"accept"],
+    ])
     | st.just([b"x-tenant-id", b"x-user-id", b"x-request-id"])
     | st.just([b"host", b"x-tenant-id", b"a", b"zz"]),
     st.lists(st.tuples(st.sampled_from(NAMES + OTHERS), st.binary(max_size=3)), max_size=12),

@@ -48,7 +48,14 @@ def test_equal_values_compare_and_hash_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [Identity("acm", "ann"), Identity("acme"), Identity("acme", "ann", {"a": 1}), Identity("acme", "ann", {}, 1.0), "acme"]
+    "other",
+    [
+        Identity("acm", "ann"),
+        Identity("acme"),
+        Identity("acme", "ann", {"a": 1}),
+        Identity("acme", "ann", {}, 1.0),
+        "acme",
+    ],
 )
 def test_another_identity_is_not_equal(other: object) -> None:
     assert Identity("acme", "ann") != other

@@ -4,10 +4,11 @@ import logging
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+from driver import Exchange, Seen, hello, http, run, who
 
 from asgi_context import ContextMiddleware, MemoryStore, agree, first_of, from_header, identity_from
-from driver import Exchange, Seen, hello, http, run, who
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +33,7 @@ class Part:
 
     def _do(self, what: str) -> Any:
         async def later() -> None:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             now()
 
         def now() -> None:
@@ -148,7 +149,9 @@ async def test_they_can_be_opened_by_hand_and_again_after_closing() -> None:
     assert log == ["open part", "close part"] * 2 + ["open part", "ask part"]
 
 
-async def test_a_first_request_that_cannot_open_is_a_500_and_the_next_tries_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_first_request_that_cannot_open_is_a_500_and_the_next_tries_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     log: list[str] = []
     first, second = Part(log, "first"), Part(log, "second", fails="open")
     app = Seen(lambda: None)

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
+from driver import Exchange, Seen, hello, http, run, websocket, who
 
 from asgi_context import ContextMiddleware, Identity, RequestRejected, agree, constant, first_of, from_header
 from asgi_context.errors import _TEXTS
-from driver import Exchange, Seen, hello, http, run, websocket, who
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +117,9 @@ CANARY = b"canary-<script>-\xff\x1b[31m"
 
 
 @pytest.mark.parametrize("denial", [None, True])
-async def test_a_clients_bytes_are_neither_answered_nor_logged(denial: bool | None, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_clients_bytes_are_neither_answered_nor_logged(
+    denial: bool | None, caplog: pytest.LogCaptureFixture
+) -> None:
     def crash(scope: Any) -> str:
         raise ValueError(scope["headers"][0][1].decode("latin-1") + "\nINFO forged line")
 
@@ -149,12 +151,21 @@ def crash(*_: Any) -> Any:
         ({"request_id": crash}, "KeyError"),
         ({"exempt": crash}, "KeyError"),
         ({"authorize": crash}, "KeyError"),
-        ({"tenant": lambda scope: 42}, "the extractor <function <lambda>.*returned int; it must return str, Identity or None"),
+        (
+            {"tenant": lambda scope: 42},
+            "the extractor <function <lambda>.*returned int; it must return str, Identity or None",
+        ),
         ({"tenant": lambda scope: Identity("acme")}, "given as tenant= returned Identity; it must return str or None"),
         ({"user": lambda scope: Identity("acme")}, "given as user= returned Identity; it must return str or None"),
         ({"request_id": lambda scope: Identity("acme")}, "given as request_id= returned Identity"),
-        ({"tenant": None, "user": None, "identity": TENANT}, "given as identity= returned str; it must return Identity"),
-        ({"exempt": lambda scope: Awaitable()}, "exempt returned Awaitable; it must return bool, not something to be aw"),
+        (
+            {"tenant": None, "user": None, "identity": TENANT},
+            "given as identity= returned str; it must return Identity",
+        ),
+        (
+            {"exempt": lambda scope: Awaitable()},
+            "exempt returned Awaitable; it must return bool, not something to be aw",
+        ),
     ],
 )
 async def test_what_crashes_is_a_500_without_details_and_a_traceback_in_the_log(
@@ -273,7 +284,9 @@ async def test_on_reject_gives_another_answer_or_leaves_it() -> None:
 async def test_an_answer_in_terms_of_http_works_on_a_websocket() -> None:
     middleware = wrap(hello, on_reject=lambda rejection, scope: plain)
     exchange = await run(middleware, websocket(denial=True))
-    assert [message["type"] for message in exchange.sent] == ["websocket.http.response.start"] + ["websocket.http.response.body"] * 2
+    assert [message["type"] for message in exchange.sent] == ["websocket.http.response.start"] + [
+        "websocket.http.response.body"
+    ] * 2
     assert (exchange.status, exchange.body) == (404, b"nope")
     exchange = await run(middleware, websocket())
     assert exchange.sent == [{"type": "websocket.close", "code": 1008, "reason": ""}]
@@ -318,7 +331,11 @@ async def test_an_on_reject_that_crashes_is_a_500(caplog: pytest.LogCaptureFixtu
 
 def test_a_rejection_keeps_its_data_and_says_them() -> None:
     rejection = RequestRejected(403, "tenant_forbidden", headers=[("X-A", "b"), (b"c", b"d")])
-    assert (rejection.status, rejection.code, rejection.headers) == (403, "tenant_forbidden", ((b"x-a", b"b"), (b"c", b"d")))
+    assert (rejection.status, rejection.code, rejection.headers) == (
+        403,
+        "tenant_forbidden",
+        ((b"x-a", b"b"), (b"c", b"d")),
+    )
     assert str(rejection) == "403 tenant_forbidden"
     assert (rejection.title, rejection.detail) == ("Forbidden", "This user may not act in this tenant.")
     again = pickle.loads(pickle.dumps(rejection))
@@ -362,4 +379,3 @@ def test_every_text_is_one_plain_sentence() -> None:
         RequestRejected(400, code)
         assert text.isascii()
         assert text.endswith(".")
-

@@ -152,7 +152,8 @@ class Schedule(Walk):
 
     def close_abroad(self, lane: Lane) -> None:
         """Close it in the Context of another request, or of none, as the garbage collector may."""
-        abroad = self.rng.choice([Context(), *(other.context for other in self.lanes if other is not lane)])
+        others = [other.context for other in self.lanes if other is not lane and other.coroutine is not None]
+        abroad = self.rng.choice([Context(), *others])
         before = abroad.run(bound), abroad.run(see)
         abroad.run(lane.coroutine.close)
         lane.coroutine = None

@@ -135,7 +135,9 @@ def attempt(ask: Callable[..., Any], *args: object) -> Any:
 
 def bound() -> dict[str, object]:
     """What is bound in this Context, each to be compared by identity."""
-    return {variable.name: value for variable, value in copy_context().items() if variable.name.startswith("asgi_context")}
+    return {
+        variable.name: value for variable, value in copy_context().items() if variable.name.startswith("asgi_context")
+    }
 
 
 Step = Callable[[Own, Random, int], Awaitable[None]]

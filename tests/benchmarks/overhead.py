@@ -102,9 +102,7 @@ async def pass_on(request: Any, call_next: Any) -> Any:
 
 
 def ours(read: Callable[[], object], **options: Any) -> App:
-    return ContextMiddleware(
-        reading(read), tenant=from_header("x-tenant-id"), user=from_header("x-user-id"), **options
-    )
+    return ContextMiddleware(reading(read), tenant=from_header("x-tenant-id"), user=from_header("x-user-id"), **options)
 
 
 def read_by_hand() -> object:
@@ -210,7 +208,7 @@ def main() -> None:
     hand = best["hand-written, checks nothing"] - bare_cost
     print(f"{platform.python_implementation()} {platform.python_version()}, {sys.platform}; ", end="")
     print(f"best of {arguments.rounds} rounds of {arguments.count} requests, {len(parse(REQUEST)['headers'])} headers")
-    print(f"{'variant':36} {'µs':>8} {'above bare':>11} {'x hand-written':>15}")
+    print(f"{'variant':36} {'us':>8} {'above bare':>11} {'x hand-written':>15}")
     for name, cost in best.items():
         print(f"{name:36} {cost:8.2f} {cost - bare_cost:11.2f} {(cost - bare_cost) / hand:15.2f}")
 

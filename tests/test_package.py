@@ -1,0 +1,169 @@
+"""The package as a whole: what it imports, what it promises, what its errors are, what its documents say."""
+
+import inspect
+import pickle
+import pkgutil
+import re
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asgi_context
+from asgi_context import errors
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_it_imports_nothing_outside_the_standard_library() -> None:
+    modules = [module.name for module in pkgutil.walk_packages(asgi_context.__path__, "asgi_context.")]
+    code = f"""
+import sys
+before = set(sys.modules)
+for name in {["asgi_context", *modules]!r}:
+    __import__(name)
+roots = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context"}}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_names_that_are_promised_are_there_and_sorted() -> None:
+    for module in (asgi_context, errors):
+        assert list(module.__all__) == sorted(module.__all__)
+        for name in module.__all__:
+            assert getattr(module, name).__doc__, name
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert asgi_context.__version__ == version("asgi-tenant-context")
+    with pytest.raises(AttributeError, match="no attribute 'anything'"):
+        _ = asgi_context.anything
+
+
+def public_callables() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for module in (asgi_context, errors, import_module("asgi_context.values")):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            found[name] = thing
+            if inspect.isclass(thing):
+                for method, function in vars(thing).items():
+                    if not method.startswith("_") and inspect.isfunction(function):
+                        found[f"{name}.{method}"] = function
+    return {name: thing for name, thing in found.items() if callable(thing)}
+
+
+PUBLIC = public_callables()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_callable_says_what_its_arguments_are(name: str) -> None:
+    thing = PUBLIC[name]
+    documentation = inspect.getdoc(thing) or ""
+    assert documentation
+    if name.startswith(("Store", "Extractor", "MemoryStore.")) or thing in vars(errors).values():
+        return  # protocols say it in one sentence; errors are made by the package
+    if inspect.isclass(thing) and "__init__" not in vars(thing):
+        return  # it takes what its base class takes, and says so
+    parameters = [
+        parameter.name
+        for parameter in inspect.signature(thing).parameters.values()
+        if parameter.name not in {"self", "cls"}
+    ]
+    for parameter in parameters:
+        assert re.search(rf"^ +\*{{0,2}}{parameter}: ", documentation, re.MULTILINE), (name, parameter)
+    if parameters:
+        assert "Args:" in documentation
+
+
+# Errors
+
+ERRORS = {
+    "AsgiContextError": errors.AsgiContextError("x"),
+    "ContextClosedError": errors.ContextClosedError("values", "ended"),
+    "ContextNotBoundError": errors.ContextNotBoundError("context"),
+    "ExtractorError": errors.ExtractorError("x"),
+    "ExtractorTypeError": errors.ExtractorTypeError("call", "int", "str"),
+    "JobError": errors.JobError("StopIteration"),
+    "RequestRejected": errors.RequestRejected(400, "bad", headers=[("a", "b")]),
+    "ScopeKeyMissingError": errors.ScopeKeyMissingError("user"),
+    "StateError": errors.StateError("x"),
+    "StateSerializationError": errors.StateSerializationError("s", "f", "reason"),
+    "StoreNotBoundError": errors.StoreNotBoundError(),
+    "UnsupportedLoopError": errors.UnsupportedLoopError("call"),
+}
+
+
+def test_all_errors_stand_in_one_tree_that_the_docstring_draws() -> None:
+    classes = {
+        name: thing for name, thing in vars(errors).items() if inspect.isclass(thing) and issubclass(thing, Exception)
+    }
+    assert sorted(classes) == sorted(errors.__all__) == sorted(ERRORS)
+    assert all(issubclass(thing, errors.AsgiContextError) for thing in classes.values())
+    drawn = re.findall(r"^    ([│├└─ ]*)(\w+)", errors.__doc__ or "", re.MULTILINE)
+    assert sorted(name for _, name in drawn) == sorted(classes)
+    line: list[str] = []
+    for rails, name in drawn:
+        depth = len(rails) // 4
+        line[depth:] = [name]
+        parent = line[depth - 1] if depth else "Exception"
+        assert classes[name].__mro__[1].__name__ == parent, name
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_survive_being_pickled(name: str) -> None:
+    error = ERRORS[name]
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_errors_are_also_what_python_would_raise() -> None:
+    assert issubclass(errors.ContextNotBoundError, LookupError)
+    assert issubclass(errors.ScopeKeyMissingError, LookupError)
+    assert issubclass(errors.StateSerializationError, TypeError)
+    assert issubclass(errors.ExtractorTypeError, TypeError)
+    for error in (errors.ContextClosedError, errors.JobError, errors.UnsupportedLoopError):
+        assert issubclass(error, RuntimeError)
+
+
+# Documents
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("README.md", "python"))))
+def test_the_readmes_snippets_run(number: int, tmp_path: Path) -> None:
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(blocks("README.md", "python")[number], "utf-8")
+    result = subprocess.run(
+        [sys.executable, "-W", "error", str(snippet)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_readmes_commands_are_one_line_each() -> None:
+    commands = [block.strip() for block in blocks("README.md", "sh")]
+    for command in commands[:2]:
+        assert "\n" not in command
+        assert command.startswith("python3 -m venv .venv && ")
+
+
+def test_the_readme_warns_of_the_package_of_the_same_import_name() -> None:
+    assert "asgi-context" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_changelog_has_the_version_and_the_newest_first() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    versions = re.findall(r"^## \[([^\]]+)\]", changelog, re.MULTILINE)
+    assert versions[0] in {"Unreleased", asgi_context.__version__}
+    assert asgi_context.__version__ in versions
