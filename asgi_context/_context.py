@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
+from asgi_context._claims import NO_CLAIMS, Claims
 from asgi_context._identity import ContextDraft, Identity, RequestContext, id_cell
 from asgi_context.errors import ContextClosedError, ContextNotBoundError
 
@@ -34,9 +35,26 @@ REQUIRED: Final = Required()
 class Binding:
     """The handle in the ContextVar: whose request it is, and what lives as long as the request."""
 
-    __slots__ = ("context", "ended", "identity", "ids", "owner", "revoked", "state", "store", "values")
+    __slots__ = (
+        "claims",
+        "context",
+        "ended",
+        "expires_at",
+        "ids",
+        "owner",
+        "revoked",
+        "state",
+        "store",
+        "tenant",
+        "user",
+        "values",
+    )
 
-    identity: Identity | None
+    tenant: str | None
+    """Who asks, as an identity taken apart, since most requests need no more; ``None`` for nobody."""
+    user: str | None
+    claims: Claims
+    expires_at: float | None
     store: "Store | None"
     ids: list[str]
     """The cell of the request id."""
@@ -48,6 +66,21 @@ class Binding:
     values: dict[str, Any]
     ended: bool
     revoked: bool
+
+    def take(self, identity: Identity | None) -> None:
+        """Say who asks.
+
+        Args:
+            identity: who; ``None`` for nobody.
+        """
+        if identity is None:
+            self.tenant = self.user = self.expires_at = self.context = None
+            self.claims = NO_CLAIMS
+        else:
+            self.tenant = identity.tenant
+            self.user = identity.user
+            self.claims = identity.claims
+            self.expires_at = identity.expires_at
 
     def leave(self, token: Token["Binding"]) -> None:
         """End the binding, and restore what was bound before.
@@ -78,24 +111,22 @@ class Binding:
             raise ContextClosedError(wanted, "revoked")
 
 
-def make_binding(identity: Identity | None, store: "Store | None", ids: list[str], owner: object = None) -> Binding:
+def make_binding(identity: Identity | None, store: "Store | None", ids: list[str]) -> Binding:
     """Make a binding. The middleware does it in place: for it, a call counts.
 
     Args:
         identity: who asks; ``None`` for nobody.
         store: where the state is kept.
         ids: the cell of the request id.
-        owner: the middleware that makes it.
 
     Returns:
         The binding, not yet entered.
     """
     binding = Binding()
-    binding.identity = identity
     binding.store = store
     binding.ids = ids
-    binding.owner = owner
-    binding.context = None
+    binding.owner = binding.context = None
+    binding.take(identity)
     binding.state = None
     binding.values = {}
     binding.ended = False
@@ -135,16 +166,16 @@ def current_context(default: object = REQUIRED, /) -> object:
     context = binding.context
     if context is not None:
         return context
-    identity = binding.identity
-    if identity is None:
+    tenant = binding.tenant
+    if tenant is None:
         binding.check("context")
         if default is REQUIRED:
             raise ContextNotBoundError
         return default
     draft = ContextDraft()
-    draft.tenant = identity.tenant
-    draft.user = identity.user
-    draft.claims = identity.claims
+    draft.tenant = tenant
+    draft.user = binding.user
+    draft.claims = binding.claims
     draft.ids = binding.ids
     draft.__class__ = RequestContext  # type: ignore[assignment]  # the same fields, so the same layout
     made: RequestContext = draft  # type: ignore[assignment]
@@ -243,9 +274,9 @@ def bind_context(
     whole: Identity | None
     if identity is None:
         outer.check("identity")
-        if outer.identity is None:
+        if outer.tenant is None:
             raise ContextNotBoundError("identity")
-        whole = outer.identity
+        whole = Identity(outer.tenant, outer.user, outer.claims, outer.expires_at)
     elif isinstance(identity, Identity):
         whole = identity
     elif isinstance(identity, RequestContext):

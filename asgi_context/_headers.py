@@ -37,15 +37,15 @@ Scan: TypeAlias = Callable[[Iterable[tuple[bytes, bytes]]], Found]
 
 
 class HeaderPlan:
-    """Which headers extractors look for, and whether an identity depends on nothing else.
+    """Which headers extractors look for.
 
     Extractors claim slots when they are compiled; afterwards one `compile` gives the pass over the headers.
     """
 
     def __init__(self) -> None:
         self.names: list[bytes] = []
-        self.pure = True
-        """Whether all that was compiled so far is a function of the slots alone, so that it may be remembered."""
+        self.known: dict[Slot, str] = {}
+        """Raw values that were found to be good identifiers, with their text; bounded by who remembers them."""
 
     def slot(self, name: bytes) -> int:
         """Claim the slot of a header.

@@ -6,8 +6,18 @@ from functools import partial
 from inspect import isawaitable, iscoroutinefunction
 from typing import Final, Literal, TypeAlias
 
+from asgi_context._claims import NO_CLAIMS
 from asgi_context._context import Binding, current_binding, current_context, enter_binding
-from asgi_context._extract import Extractor, Step, ask, check_extractor, compile_step, identity_from, parts_of
+from asgi_context._extract import (
+    Extractor,
+    IdentityFrom,
+    Step,
+    ask,
+    check_extractor,
+    compile_step,
+    identity_from,
+    parts_of,
+)
 from asgi_context._headers import Found, HeaderPlan, header_name
 from asgi_context._identity import Identity, RequestContext, read_id
 from asgi_context._lifespan import Lifespan
@@ -22,8 +32,6 @@ OnReject: TypeAlias = Callable[[RequestRejected, Scope], ASGIApp | None]
 
 _log = logging.getLogger("asgi_context")
 _MARK: Final = "asgi_context"  # the scope's key for the binding that was made for it
-_KNOWN_COUNT: Final = 4096
-_KNOWN_BYTES: Final = 512
 
 
 class ContextMiddleware:
@@ -90,16 +98,15 @@ class ContextMiddleware:
 
         source = _source(identity, tenant, user)
         plan = HeaderPlan()
+        # Tenant and user out of two headers, as nearly always, are read without a call once they are known.
+        self._plain = source.plain_parts(plan) if isinstance(source, IdentityFrom) else None
+        self._recall = plan.known.get
         self._identify = compile_step(source, plan, "identifier")
-        self._pure = plan.pure
-        self._width = len(plan.names)
         self._request_id = None
         if request_id is not None:
             check_extractor(request_id, "request_id")
             self._request_id = compile_step(request_id, plan, "identifier")
         self._scan = plan.compile()
-        # Identities that are a function of header values alone, by these values. A hit saves checking and making them.
-        self._known: dict[tuple[object, ...], Identity] = {}
 
         self.app = app
         self._store: Store = MemoryStore() if store is None else store
@@ -152,7 +159,10 @@ class ContextMiddleware:
         # Bound from here, to nothing: servers run a request in the context of the one before, and neither an extractor
         # nor an answer of on_reject may see whose that was. Made in place, since a call would cost as much again.
         binding = Binding()
-        binding.identity = None
+        binding.tenant = None
+        binding.user = None
+        binding.claims = NO_CLAIMS
+        binding.expires_at = None
         binding.store = self._store
         binding.ids = []
         binding.owner = self
@@ -172,18 +182,22 @@ class ContextMiddleware:
                     found = self._scan(scope["headers"])
                     if self._request_id is not None:
                         await self._take_request_id(self._request_id, binding, scope, found)
-                    identity = self._known.get(found[: self._width])
-                    if identity is None:
+                    tenant = user = None
+                    if self._plain is not None:
+                        tenant = self._recall(found[0]) or self._plain[0](scope, found)
+                        user = self._recall(found[1]) or self._plain[1](scope, found)
+                    if tenant is not None and user is not None:
+                        binding.tenant = tenant
+                        binding.user = user
+                    else:
                         identity = self._identify.run(scope, found)
                         if self._identify.waits:
                             identity = await identity
-                        self._check_identity(identity, found)
-                    if identity is not None:
-                        binding.identity = identity
-                        if self._authorize is not None:
-                            verdict = self._authorize(current_context(), scope)
-                            if verdict is not True:
-                                await self._check_verdict(verdict)
+                        binding.take(self._checked(identity))
+                    if self._authorize is not None and binding.tenant is not None:
+                        verdict = self._authorize(current_context(), scope)
+                        if verdict is not True:
+                            await self._check_verdict(verdict)
             except RequestRejected as rejection:
                 app = self._answer(rejection, binding, scope)
             except Exception as error:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not run
@@ -223,20 +237,16 @@ class ContextMiddleware:
         if given.isascii() and given.isprintable():  # `valid=` may have let through what no header or log line can hold
             binding.ids.append(given)
 
-    def _check_identity(self, identity: object, found: Found) -> None:
+    def _checked(self, identity: object) -> Identity | None:
         if identity is None:
             if self._absent is not None:
                 raise RequestRejected(*self._absent)
-        elif type(identity) is not Identity:
+            return None
+        if type(identity) is not Identity:
             raise ExtractorTypeError(
                 "the extractor given as identity=", type(identity).__qualname__, "Identity or None"
             )
-        elif self._pure:
-            key = found[: self._width]
-            if sum(len(value) for value in key if type(value) is bytes) <= _KNOWN_BYTES:
-                if len(self._known) >= _KNOWN_COUNT:
-                    self._known.clear()  # each known identity is made once more; to keep an order would cost every hit
-                self._known[key] = identity
+        return identity
 
     async def _check_verdict(self, verdict: object) -> None:
         if isawaitable(verdict):
@@ -245,7 +255,7 @@ class ContextMiddleware:
             raise RequestRejected(403, "tenant_forbidden")
 
     def _answer(self, rejection: RequestRejected, binding: Binding, scope: Scope) -> ASGIApp:
-        binding.identity = binding.context = None  # `authorize` may have refused what was bound already
+        binding.take(None)  # `authorize` may have refused what was bound already
         if rejection.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2
             rejection = _challenging(rejection, self._challenges)
         _log.debug("rejected: %s", rejection)

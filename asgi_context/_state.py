@@ -182,12 +182,12 @@ def current_state(default: object = REQUIRED, /) -> object:
     if binding.state is not None:
         return binding.state
     binding.check("state")
-    identity, store = binding.identity, binding.store
-    if identity is None or store is None:
+    tenant, store = binding.tenant, binding.store
+    if tenant is None or store is None:
         if default is not REQUIRED:
             return default
-        raise ContextNotBoundError("state") if identity is None else StoreNotBoundError
-    state = binding.state = SharedState(store, identity.tenant, identity.user)
+        raise ContextNotBoundError("state") if tenant is None else StoreNotBoundError
+    state = binding.state = SharedState(store, tenant, binding.user)
     if binding.revoked:  # asked after the store above, or a thread could put back what a revocation took away
         binding.state = None
         binding.check("state")

@@ -47,7 +47,7 @@ def _innermost() -> Binding | _Block:
 
 def _writable() -> Binding | _Block:
     holder = _innermost()
-    if isinstance(holder, Binding) and holder.identity is None:
+    if isinstance(holder, Binding) and holder.tenant is None:
         raise ContextNotBoundError("context that could hold values")
     return holder
 

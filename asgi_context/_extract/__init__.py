@@ -1,6 +1,6 @@
 """Extractors: who asks, read out of an ASGI scope. Compiled when the middleware is made, run for each request."""
 
-from asgi_context._extract._compose import agree, check_extractor, first_of, identity_from
+from asgi_context._extract._compose import IdentityFrom, agree, check_extractor, first_of, identity_from
 from asgi_context._extract._sources import (
     constant,
     from_cookie,
@@ -10,12 +10,14 @@ from asgi_context._extract._sources import (
     from_scope,
     from_subdomain,
 )
-from asgi_context._extract._step import BuiltIn, Extractor, Step, ask, compile_step, parts_of
+from asgi_context._extract._step import BuiltIn, Extractor, Read, Step, ask, compile_step, parts_of
 from asgi_context._extract._trust import SharedSecret
 
 __all__ = [
     "BuiltIn",
     "Extractor",
+    "IdentityFrom",
+    "Read",
     "SharedSecret",
     "Step",
     "agree",

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from asgi_context._extract._step import BuiltIn, Extractor, Step, Value, ask, compile_step, composed
+from asgi_context._extract._sources import FromHeader
+from asgi_context._extract._step import BuiltIn, Extractor, Read, Step, Value, ask, compile_step, composed
 from asgi_context._headers import Found, HeaderPlan
 from asgi_context._identity import Identity, make_identity
 from asgi_context._types import Scope
@@ -45,6 +46,21 @@ class IdentityFrom(_Composition):
         super().__init__("identity_from", *([tenant] if user is None else [tenant, user]))
         self._tenant = tenant
         self._user = user
+
+    def plain_parts(self, plan: HeaderPlan) -> tuple[Read, Read] | None:
+        """Give the two halves by themselves, where both are nothing but headers, and get the first two slots.
+
+        Args:
+            plan: where headers are claimed; nothing was claimed so far.
+
+        Returns:
+            How to read the tenant, and the user; ``None`` where either is more than a header.
+        """
+        tenant, user = self._tenant, self._user
+        if not (isinstance(tenant, FromHeader) and tenant.plain and isinstance(user, FromHeader) and user.plain):
+            return None
+        reads = tenant.compile(plan, "tenant").run, user.compile(plan, "user").run
+        return reads if len(plan.names) == len(reads) else None  # fewer slots: both halves are the same header
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - the parts have roles of their own
         tenant_step = compile_step(self._tenant, plan, "tenant")

@@ -15,6 +15,7 @@ from asgi_context.errors import ExtractorTypeError, RequestRejected, ScopeKeyMis
 
 _DNS_LABEL: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")  # RFC 1123, section 2.1
 _MOST_PARAMETERS: Final = 1000
+_MOST_KNOWN: Final = 8192  # of at most 128 bytes each
 
 
 class _Source(BuiltIn):
@@ -31,17 +32,22 @@ class _Source(BuiltIn):
         return self._repr
 
 
-class _FromHeader(_Source):
+class FromHeader(_Source):
+    """What `from_header` returns."""
+
     def __init__(self, name: str, trusted: Trusted | None, valid: Valid | None) -> None:
         super().__init__("from_header", name, valid)
         self._name = header_name(name, "from_header: name")
         self._trust = None if trusted is None else Trust(trusted)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it depends on the header's value alone, which a rule of the user's need not: it may look at a list."""
+        return self._trust is None and self._valid is None
+
     def compile(self, plan: HeaderPlan, role: str) -> Step:
-        slot, valid = plan.slot(self._name), self._valid
+        slot, valid, known = plan.slot(self._name), self._valid, plan.known
         trust = None if self._trust is None else self._trust.compile(plan)
-        if valid is not None:
-            plan.pure = False  # a rule of the user's may change its mind, as one that looks at a list of tenants does
 
         def run(scope: Scope, found: Found) -> str | None:
             raw = found[slot]
@@ -49,10 +55,16 @@ class _FromHeader(_Source):
                 return None
             if trust is not None and not trust(scope, found):
                 raise RequestRejected(403, f"{role}_untrusted")
-            # Good as it came, as nearly always: every new user comes by here.
-            if valid is None and type(raw) is bytes and RAW_IDENTIFIER.fullmatch(raw):
-                return raw.decode()
-            return checked(_header_text(raw, role), valid, role)
+            if valid is not None or type(raw) is not bytes:
+                return checked(_header_text(raw, role), valid, role)
+            value = known.get(raw)
+            if value is None:
+                if RAW_IDENTIFIER.fullmatch(raw) is None:
+                    return checked(_header_text(raw, role), valid, role)  # good once it is trimmed, or not at all
+                if len(known) >= _MOST_KNOWN:
+                    known.clear()  # each is checked once more; to keep an order of use would cost every hit
+                value = known[raw] = raw.decode()
+            return value
 
         return Step(run, waits=False)
 
@@ -83,7 +95,7 @@ def from_header(name: str, *, trusted: Trusted | None = None, valid: Valid | Non
         TypeError: an argument is of the wrong type.
         ValueError: ``name`` is no header name, or ``trusted`` holds no network of that form, or nothing.
     """
-    return _FromHeader(name, trusted, valid)
+    return FromHeader(name, trusted, valid)
 
 
 class _FromQuery(_Source):
@@ -91,8 +103,7 @@ class _FromQuery(_Source):
         super().__init__("from_query", name, valid)
         self._name = _text(name, "from_query: name")
 
-    def compile(self, plan: HeaderPlan, role: str) -> Step:
-        plan.pure = False
+    def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - it reads no header
         name = self._name.encode().decode("latin-1")
 
         def run(scope: Scope, _found: Found) -> str | None:
@@ -139,9 +150,7 @@ class _FromCookie(_Source):
         super().__init__("from_cookie", name, valid)
         self._name = header_name(name, "from_cookie: name", lower=False)
 
-    def compile(self, plan: HeaderPlan, role: str) -> Step:
-        plan.pure = False
-
+    def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - no header of its own
         def run(scope: Scope, _found: Found) -> str | None:
             values: list[bytes] = []
             for header, line in scope["headers"]:
@@ -199,7 +208,6 @@ class _FromPath(_Source):
         self._after = segments[self._place + 1 :]
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:
-        plan.pure = False
         before, place, after = self._before, self._place, self._after
         length = place + 1 + len(after)
 
@@ -249,8 +257,6 @@ class _FromSubdomain(_Source):
     def compile(self, plan: HeaderPlan, role: str) -> Step:
         slot = plan.slot(b"host")
         suffix, valid = self._suffix, self._valid
-        if valid is not None:
-            plan.pure = False
 
         def run(_scope: Scope, found: Found) -> str | None:
             raw = found[slot]
@@ -291,9 +297,7 @@ class _FromScope(_Source):
         self._key = _text(key, "from_scope: key")
         self._steps = tuple(_text(step, "from_scope: path") for step in steps)
 
-    def compile(self, plan: HeaderPlan, role: str) -> Step:
-        plan.pure = False
-
+    def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - no header of its own
         def run(scope: Scope, _found: Found) -> str | None:
             if self._key not in scope:
                 raise ScopeKeyMissingError(self._key)

@@ -38,10 +38,13 @@ class Extractor(Protocol):
         ...
 
 
+Read: TypeAlias = Callable[[Scope, Found], Any]
+
+
 class Step(NamedTuple):
     """A compiled extractor."""
 
-    run: Callable[[Scope, Found], Any]
+    run: Read
     waits: bool
 
 
@@ -133,7 +136,6 @@ def compile_step(extractor: Extractor, plan: HeaderPlan, role: str) -> Step:
     """
     if isinstance(extractor, BuiltIn):
         return extractor.compile(plan, role)
-    plan.pure = False
     valid: Valid | None = getattr(extractor, "valid", None)
     called = f"the extractor {extractor!r}"
 

@@ -83,7 +83,6 @@ class Trust:
         Returns:
             A function that says whether the peer of a scope is trusted.
         """
-        plan.pure = False
         secrets = [(plan.slot(secret.header), secret) for secret in self._secrets]
         networks = self._networks
 
