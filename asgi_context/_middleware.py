@@ -7,7 +7,7 @@ from inspect import isawaitable, iscoroutinefunction
 from typing import Final, Literal, TypeAlias
 
 from asgi_context._claims import NO_CLAIMS
-from asgi_context._context import Binding, current_binding, current_context, enter_binding
+from asgi_context._context import Binding, current_binding, current_context, enter_binding, exit_binding
 from asgi_context._extract import (
     Extractor,
     IdentityFrom,
@@ -205,8 +205,14 @@ class ContextMiddleware:
             if self._echo is not None:
                 send = echoing(self._echo, read_id(binding.ids).encode(), send)
             await app(scope, receive, send)
-        finally:
-            binding.leave(token)
+        finally:  # `binding.leave(token)`, in place
+            binding.ended = True
+            if binding.values:
+                binding.values = {}
+            try:
+                exit_binding(token)
+            except ValueError:
+                binding.revoke()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -149,7 +149,7 @@ async def test_known_identifiers_are_not_mixed_up_when_there_are_more_than_are_r
     for tenant, user in users + users[:10]:
         await run(middleware, http(*who(tenant, user)))
     assert app.seen == users + users[:10]
-    assert len(middleware._known) <= 8192
+    assert len(middleware._recall.__self__) <= 8192
 
 
 @pytest.mark.parametrize("value", [b"acme" + b" " * 600, b" acme", b"acme\t"])
@@ -159,7 +159,7 @@ async def test_what_must_be_trimmed_is_not_remembered(value: bytes) -> None:
     middleware = wrap(app)
     await run(middleware, http((b"x-tenant-id", value), (b"x-user-id", b"ann")))
     assert app.seen[0].tenant == "acme"
-    assert list(middleware._known) == [b"ann"]
+    assert list(middleware._recall.__self__) == [b"ann"]
 
 
 async def test_tenant_and_user_may_be_the_same_header() -> None:
@@ -438,9 +438,9 @@ async def test_the_apps_exceptions_pass_unchanged() -> None:
 
 async def test_no_state_of_a_request_is_on_the_middleware() -> None:
     middleware = wrap(Seen(current_context))
-    before = {name: value for name, value in vars(middleware).items() if name != "_known"}
+    before = {name: value for name, value in vars(middleware).items() if name != "_recall"}
     await run(middleware, http(*who()))
-    assert {name: value for name, value in vars(middleware).items() if name != "_known"} == before
+    assert {name: value for name, value in vars(middleware).items() if name != "_recall"} == before
 
 
 def test_its_repr_names_the_app() -> None:

@@ -42,7 +42,7 @@ class FromHeader(_Source):
 
     @property
     def plain(self) -> bool:
-        """Whether it depends on the header's value alone, which a rule of the user's need not: it may look at a list."""
+        """Whether it depends on the header's value alone; a rule of the user's may look at a list of tenants."""
         return self._trust is None and self._valid is None
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:
@@ -207,7 +207,7 @@ class _FromPath(_Source):
         self._before = segments[: self._place]
         self._after = segments[self._place + 1 :]
 
-    def compile(self, plan: HeaderPlan, role: str) -> Step:
+    def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - no header of its own
         before, place, after = self._before, self._place, self._after
         length = place + 1 + len(after)
 
