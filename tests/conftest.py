@@ -8,8 +8,13 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from asgi_context import current_context
+
+
+settings.register_profile("asgi_context", deadline=None)  # no test asserts a time
+settings.load_profile("asgi_context")
 
 
 def _eager_loop() -> asyncio.AbstractEventLoop:
