@@ -12,7 +12,6 @@ from hypothesis import settings
 
 from asgi_context import current_context
 
-
 settings.register_profile("asgi_context", deadline=None)  # no test asserts a time
 settings.load_profile("asgi_context")
 

@@ -112,7 +112,7 @@ class Schedule(Walk):
             lane = self.rng.choice(self.lanes)
             if lane.coroutine is not None:
                 actions = [self.resume, self.throw, self.close, self.close_abroad, self.fork]
-                action = self.rng.choices(actions, [100, 3, 1, 1, 1])[0]
+                action = self.rng.choices(actions, [100, 6, 1, 1, 1])[0]
             elif lane.waiting:
                 action = self.begin
             else:

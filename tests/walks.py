@@ -241,7 +241,7 @@ class Walk(ABC):
     async def walk(self, own: Own, rng: Random, depth: int) -> None:
         if depth > DEPTH:
             return
-        for _ in range(1 + rng.randrange(7 - 3 * depth)):
+        for _ in range(1 + rng.randrange(5 - 2 * depth)):
             await self.rest()
             if own.over:
                 return  # what started this has failed meanwhile
