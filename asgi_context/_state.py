@@ -14,8 +14,9 @@ _T = TypeVar("_T")
 class SharedState:
     """The states of one tenant and user, or of a whole tenant.
 
-    Holds its tenant and user by itself: wherever the object is taken, it stays theirs. A state is a hash of fields;
-    without fields it does not exist. Values come back equal and of the same type: ``None``, ``bool``, ``int``,
+    Holds its tenant and user by itself: wherever the object is taken, it stays theirs. Its methods are coroutines, for
+    the event loop: a function in a thread returns what is to be kept. A state is a hash of fields; without fields it
+    does not exist. Values come back equal and of the same type: ``None``, ``bool``, ``int``,
     ``float`` (finite), ``str``, ``list``, and ``dict`` with ``str`` keys.
 
     Args:
