@@ -218,7 +218,10 @@ class Walk(ABC):
             with pytest.raises(ContextNotBoundError):
                 set_request_context({"whose": request.number})
         else:
-            set_request_context({"whose": request.number})
+            if request.rng.random() < 0.5:
+                set_request_context({"whose": request.number})
+            else:
+                update_request_context(whose=request.number)
             own = replace(own, whose=request.number)
         answers_first = request.rng.random() < 0.5
         if answers_first:
