@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from asgi_context.errors import StateSerializationError
 
 _ATOMS: Final = frozenset({str, int, bool, type(None)})
+_LONGEST_STEP: Final = 60  # characters of a name in an error
 _DEEPEST: Final = 100  # well under the recursion limit of the JSON encoder
 
 
@@ -30,7 +31,7 @@ def encode(state: str, field: str, value: object) -> bytes:
     """
     try:
         _check(value, (), 0)
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except _UnfitError as unfit:
         raise StateSerializationError(state, _path(field, unfit.path), unfit.reason) from None
     except UnicodeEncodeError:
@@ -81,4 +82,9 @@ def _check(value: object, path: tuple[object, ...], depth: int) -> None:
 
 
 def _path(field: str, inside: tuple[object, ...]) -> str:
-    return f"field {field!r}" + "".join(f"[{step!r}]" for step in inside)
+    return f"field {_short(field)}" + "".join(f"[{_short(step)}]" for step in inside)
+
+
+def _short(step: object) -> str:
+    shown = repr(step)
+    return shown if len(shown) <= _LONGEST_STEP else f"{shown[:_LONGEST_STEP]}..."

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from asgi_context._claims import NO_CLAIMS, Claims
 from asgi_context._identity import ContextDraft, Identity, RequestContext, id_cell
+from asgi_context._types import Store
 from asgi_context.errors import ContextClosedError, ContextNotBoundError
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from asgi_context._types import Store
 
 _T = TypeVar("_T")
 
@@ -40,6 +39,7 @@ class Binding:
         "context",
         "ended",
         "expires_at",
+        "headers",
         "ids",
         "owner",
         "revoked",
@@ -55,11 +55,13 @@ class Binding:
     user: str | None
     claims: Claims
     expires_at: float | None
-    store: "Store | None"
+    store: Store | None
     ids: list[str]
     """The cell of the request id."""
     owner: object
     """The middleware that made it."""
+    headers: object
+    """The header list that it was made for, as long as it lasts."""
     context: RequestContext | None
     state: Any
     """The `SharedState`, once it was asked for."""
@@ -75,7 +77,7 @@ class Binding:
             identity: who; ``None`` for nobody.
         """
         if identity is None:
-            self.tenant = self.user = self.expires_at = self.context = None
+            self.tenant = self.user = self.expires_at = None
             self.claims = NO_CLAIMS
         else:
             self.tenant = identity.tenant
@@ -92,15 +94,25 @@ class Binding:
         self.ended = True
         if self.values:
             self.values = {}
+        if _current.get() is not self:
+            # Another Context than it was set in, or another block was entered since and is still open: what is bound
+            # here belongs to that block, and what was set before may be found again by whoever resets to it.
+            self.revoke()
+            return
         try:
-            exit_binding(token)
-        except ValueError:
+            _current.reset(token)
+        except ValueError:  # a copy of the Context that it was set in
             self.revoke()
 
     def revoke(self) -> None:
-        """Make it void: it was not left in the Context that it was set in, and stays set there for whoever comes."""
+        """Make it void for whoever still finds it."""
         self.revoked = True
         self.context = self.state = None
+        if self.values:
+            self.values = {}
+
+    def __deepcopy__(self, _memo: object) -> "Binding":
+        return self  # a handle: a copy of a scope that holds it is still a copy of the same request
 
     def check(self, wanted: str) -> None:
         """Refuse to be read once revoked.
@@ -115,7 +127,7 @@ class Binding:
             raise ContextClosedError(wanted, "revoked")
 
 
-def make_binding(identity: Identity | None, store: "Store | None", ids: list[str]) -> Binding:
+def make_binding(identity: Identity | None, store: Store | None, ids: list[str]) -> Binding:
     """Make a binding. The middleware does it in place, where a call would cost as much again.
 
     Args:
@@ -129,7 +141,7 @@ def make_binding(identity: Identity | None, store: "Store | None", ids: list[str
     binding = Binding()
     binding.store = store
     binding.ids = ids
-    binding.owner = binding.context = None
+    binding.owner = binding.headers = binding.context = None
     binding.take(identity)
     binding.state = None
     binding.values = {}
@@ -181,7 +193,7 @@ def current_context(default: object = REQUIRED, /) -> object:
     draft.tenant = tenant
     draft.user = binding.user
     draft.claims = binding.claims
-    draft.ids = binding.ids
+    draft._ids = binding.ids  # noqa: SLF001 - made here for that class
     draft.__class__ = RequestContext  # type: ignore[assignment]  # the same fields, so the same layout
     made: RequestContext = draft  # type: ignore[assignment]
     binding.context = made
@@ -252,7 +264,7 @@ def bind_context(
     *,
     request_id: str | None = None,
     values: Mapping[str, Any] | None = None,
-    store: "Store | None" = None,
+    store: Store | None = None,
 ) -> BoundBlock:
     """Bind a context for a block, in workers, scripts, tests and tasks that outlive their request.
 
@@ -274,6 +286,9 @@ def bind_context(
         ContextNotBoundError: no identity was given and none is bound here.
         ContextClosedError: no identity was given and what is bound here was revoked.
     """
+    if store is not None and not isinstance(store, Store):
+        message = f"store must be a Store such as MemoryStore(), not {type(store).__qualname__}"
+        raise TypeError(message)
     outer = _current.get()
     ids: list[str] | None = None
     whole: Identity | None
@@ -286,7 +301,7 @@ def bind_context(
         whole = identity
     elif isinstance(identity, RequestContext):
         whole = Identity(identity.tenant, identity.user, identity.claims)
-        ids = identity.ids  # the cell, so that an id which nobody has asked for yet is the same in both
+        ids = identity._ids  # noqa: SLF001 - the cell, so that an id which nobody has asked for yet is the same in both
     else:
         message = f"bind_context takes an Identity or a RequestContext, not {type(identity).__qualname__}"
         raise TypeError(message)

@@ -5,14 +5,15 @@ a job sets is gone with it, so that no later job on the same worker can see it.
 """
 
 import asyncio
+import concurrent.futures
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import Context, copy_context
 from functools import partial, wraps
-from inspect import iscoroutinefunction
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
+from asgi_context._callables import runs_later
 from asgi_context.errors import JobError, UnsupportedLoopError
 
 _P = ParamSpec("_P")
@@ -22,17 +23,26 @@ _T = TypeVar("_T")
 def _run(context: Context, job: Callable[..., _T], args: Iterable[Any], kwargs: dict[str, Any]) -> _T:
     try:
         return context.run(job, *args, **kwargs)
-    except BaseException as error:
-        # StopIteration hangs the awaiting side (CPython 3.11, 3.12); what is no Exception would stop the event loop, or
-        # pass for a cancellation of the caller.
-        if isinstance(error, Exception) and not isinstance(error, StopIteration):
-            raise
+    except _UNFIT as error:
         raise JobError(type(error).__qualname__) from error
 
 
+# StopIteration hangs the awaiting side (CPython 3.11, 3.12), SystemExit and KeyboardInterrupt stop the event loop, and
+# either CancelledError passes for a cancellation of the caller.
+_UNFIT: Final = (
+    StopIteration,
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+)
+
+
 def _check_job(job: object) -> None:
-    if iscoroutinefunction(job):
-        message = f"{job!r} is a coroutine function: await it on the event loop, a thread would only create it"
+    kind = runs_later(job)
+    if kind is not None:
+        message = f"{job!r} is {kind}: a thread would only make what then runs elsewhere, without the context"
         raise TypeError(message)
 
 
@@ -49,8 +59,8 @@ def carry_context(func: Callable[_P, _T], /) -> Callable[_P, _T]:
         The wrapped function, of the same signature.
 
     Raises:
-        TypeError: ``func`` is a coroutine function. From a call: JobError, if ``func`` raised what no caller can be
-            handed (StopIteration, SystemExit, KeyboardInterrupt, CancelledError).
+        TypeError: ``func`` is a coroutine function or a generator function. From a call: JobError, if ``func`` raised
+            what no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError).
     """
     _check_job(func)
     context = copy_context()
@@ -77,7 +87,7 @@ def run_in_executor(
         An ``asyncio.Future`` to be awaited, with what ``func`` returns or raises.
 
     Raises:
-        TypeError: ``func`` is a coroutine function, or the executor runs processes.
+        TypeError: ``func`` is a coroutine function or a generator function, or the executor runs processes.
         UnsupportedLoopError: there is no running asyncio event loop. From the future: JobError, if ``func`` raised what
             no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt, CancelledError).
     """
@@ -113,7 +123,7 @@ class ContextThreadPoolExecutor(ThreadPoolExecutor):
             can be handed (StopIteration, SystemExit, KeyboardInterrupt, CancelledError).
 
         Raises:
-            TypeError: ``fn`` is a coroutine function.
+            TypeError: ``fn`` is a coroutine function or a generator function.
             RuntimeError: the pool was shut down.
         """
         _check_job(fn)
@@ -131,7 +141,7 @@ class ContextThreadPoolExecutor(ThreadPoolExecutor):
             An iterator over the results, in order.
 
         Raises:
-            TypeError: ``fn`` is a coroutine function.
+            TypeError: ``fn`` is a coroutine function or a generator function.
         """
         # Carried from here, since Python 3.14 with ``buffersize=`` submits later, from wherever the results are read.
         return super().map(carry_context(fn), *iterables, **options)

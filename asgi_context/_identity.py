@@ -115,7 +115,7 @@ class _ContextFields:
         "tenant": "The tenant's identifier.",
         "user": "The user's identifier inside the tenant, or ``None`` for the tenant itself.",
         "claims": "What else the proof says, as `Claims`.",
-        "ids": "The request id's cell: for this package alone, see `id_cell`.",
+        "_ids": "The cell of the request id, see `id_cell`.",
     }
 
 
@@ -144,7 +144,7 @@ class RequestContext(_Frozen, _ContextFields):
         @property
         def claims(self) -> Claims: ...
         @property
-        def ids(self) -> list[str]: ...
+        def _ids(self) -> list[str]: ...
 
     def __init__(
         self,
@@ -159,12 +159,12 @@ class RequestContext(_Frozen, _ContextFields):
         _set(self, "tenant", tenant)
         _set(self, "user", user)
         _set(self, "claims", claims if type(claims) is Claims else Claims(claims))
-        _set(self, "ids", id_cell(request_id))
+        _set(self, "_ids", id_cell(request_id))
 
     @property
     def request_id(self) -> str:
         """The id of the request; the same for all that is bound for it."""
-        return read_id(self.ids)
+        return read_id(self._ids)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RequestContext):
@@ -226,7 +226,7 @@ class ContextDraft(_ContextFields):
     tenant: str
     user: str | None
     claims: Claims
-    ids: list[str]
+    _ids: list[str]
 
 
 # A request's id is a cell: a list that is empty until the id is known or first asked for. Context and binding share it,

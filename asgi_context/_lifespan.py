@@ -32,11 +32,7 @@ class Lifespan:
 
     async def open(self) -> None:
         """Open what is not open yet, in order; what was opened before one fails is closed again."""
-        if self._lock is None:
-            # One lock, made inside the loop that needs it. The package imports nothing but the standard library, and
-            # under trio that module is loaded already.
-            self._lock = asyncio.Lock() if _on_asyncio() else sys.modules["trio"].Lock()
-        async with self._lock:
+        async with self._turn():
             if self.ready:
                 return
             async with AsyncExitStack() as stack:
@@ -48,10 +44,18 @@ class Lifespan:
 
     async def close(self) -> None:
         """Close what is open, in reverse order, all of it even if one fails. It can be opened again."""
-        stack, self._stack, self._lock = self._stack, None, None
-        self.ready = not self._parts
-        if stack is not None:
-            await stack.aclose()
+        async with self._turn():
+            stack, self._stack = self._stack, None
+            self.ready = not self._parts
+            if stack is not None:
+                await stack.aclose()
+        self._lock = None  # it belongs to this event loop, and the next opening may be in another
+
+    def _turn(self) -> Any:  # noqa: ANN401 - the lock of asyncio or of trio
+        if self._lock is None:
+            # The package imports nothing but the standard library, and under trio that module is loaded already.
+            self._lock = asyncio.Lock() if _on_asyncio() else sys.modules["trio"].Lock()
+        return self._lock
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app's lifespan: open before its startup, close after its shutdown.
@@ -86,7 +90,13 @@ class Lifespan:
 
         async def send_closed(message: Message) -> None:
             if message["type"] != "lifespan.startup.complete":
-                await self.close()  # before the server hears of the end, since it may exit at once
+                try:
+                    await self.close()  # before the server hears of the end, since it may exit at once
+                except Exception as error:  # noqa: BLE001 - whatever it is, the server is told and the log too
+                    crashed("closing with the lifespan", error)
+                    if message["type"] == "lifespan.shutdown.complete":
+                        text = "asgi_context could not close; see its log"
+                        message = {"type": "lifespan.shutdown.failed", "message": text}
             if not failed:
                 await send(message)
 

@@ -1,13 +1,22 @@
 """The middleware: find out who asks, bind it, run the app, take it away."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from inspect import isawaitable, iscoroutinefunction
-from typing import Final, Literal, TypeAlias
+from inspect import isawaitable
+from typing import Any, Final, Literal, TypeAlias
 
+from asgi_context._callables import runs_later
 from asgi_context._claims import NO_CLAIMS
-from asgi_context._context import Binding, current_binding, current_context, enter_binding, exit_binding
+from asgi_context._context import (
+    UNBOUND,
+    Binding,
+    current_binding,
+    current_context,
+    enter_binding,
+    exit_binding,
+    make_binding,
+)
 from asgi_context._extract import (
     Extractor,
     IdentityFrom,
@@ -81,7 +90,7 @@ class ContextMiddleware:
         if not callable(app):
             message = f"app must be an ASGI app, not {type(app).__qualname__}"
             raise TypeError(message)
-        if missing not in {"reject", "unbound"}:
+        if missing not in ("reject", "unbound"):
             message = f"missing must be 'reject' or 'unbound', not {missing!r}"
             raise ValueError(message)
         if store is not None and (isinstance(store, type) or not isinstance(store, Store)):
@@ -92,8 +101,9 @@ class ContextMiddleware:
                 message = f"{option} must be callable, not {type(hook).__qualname__}"
                 raise TypeError(message)
         for option, hook in (("exempt", exempt), ("on_reject", on_reject)):
-            if iscoroutinefunction(hook) or iscoroutinefunction(getattr(hook, "__call__", None)):  # noqa: B004
-                message = f"{option} must be a plain function: a coroutine would count as true"
+            kind = runs_later(hook)
+            if kind is not None:
+                message = f"{option} must be a plain function, not {kind}"
                 raise TypeError(message)
 
         source = _source(identity, tenant, user)
@@ -104,7 +114,7 @@ class ContextMiddleware:
         self._identify = compile_step(source, plan, "identifier")
         self._request_id = None
         if request_id is not None:
-            check_extractor(request_id, "request_id")
+            check_extractor(request_id, "request_id", str)
             self._request_id = compile_step(request_id, plan, "identifier")
         self._scan = plan.compile()
 
@@ -119,6 +129,8 @@ class ContextMiddleware:
         if missing == "reject":
             code = "tenant_missing" if tenant is not None else "identity_missing"
             self._absent = 401 if self._challenges else 400, code
+        # Whether no callable of the user's runs before it is known who asks.
+        self._alone = self._plain is not None and exempt is None and request_id is None
         self._lifespan = Lifespan([self._store, *parts_of([source, request_id])])
 
     def __repr__(self) -> str:
@@ -145,26 +157,30 @@ class ContextMiddleware:
             send: its send.
         """
         kind = scope["type"]
-        if kind == "http":
-            bare = scope["method"] == "OPTIONS" and _is_preflight(scope)
-        elif kind == "websocket":
-            bare = False
-        else:
+        if kind != "http" and kind != "websocket":  # noqa: PLR1714 - a tuple would be slower
             await self._pass_on(scope, receive, send)
             return
-        if _MARK in scope and self._is_inside(scope[_MARK]):
-            await self.app(scope, receive, send)
-            return
+        headers: Any = scope["headers"]
+        if headers.__class__ is not list:  # any iterable will do, and the app must be able to read it once more
+            headers = scope["headers"] = list(headers)
+        ids: list[str] = []
+        if _MARK in scope:
+            mark: Binding = scope[_MARK]
+            if mark is current_binding() and not mark.ended and mark.headers is headers:
+                if mark.owner is self and mark.tenant is not None:
+                    await self.app(scope, receive, send)
+                    return
+                ids = mark.ids  # a middleware around this one: it is the same request
 
-        # Bound from here, to nothing: servers run a request in the context of the one before, and neither an extractor
-        # nor an answer of on_reject may see whose that was. Made in place, since a call would cost as much again.
+        # Made in place, since a call would cost as much again.
         binding = Binding()
         binding.tenant = None
         binding.user = None
         binding.claims = NO_CLAIMS
         binding.expires_at = None
+        binding.headers = headers
         binding.store = self._store
-        binding.ids = []
+        binding.ids = ids
         binding.owner = self
         binding.context = None
         binding.state = None
@@ -172,16 +188,22 @@ class ContextMiddleware:
         binding.ended = False
         binding.revoked = False
         scope[_MARK] = binding
-        token = enter_binding(binding)
+        # Servers run a request in the context of the one before: whoever asks from here finds nobody. And as long as
+        # callables of the user's run, the binding itself stays out of sight: a task that they start copies what is
+        # bound, and would be the client's from the moment that the binding is filled in.
+        alone = self._alone and self._lifespan.ready
+        token = enter_binding(binding if alone else UNBOUND)
+        app = self.app
         try:
-            app = self.app
             try:
-                if not self._lifespan.ready:
-                    await self._lifespan.open()
-                if not bare and (self._exempt is None or not self._is_exempt(self._exempt, scope)):
-                    found = self._scan(scope["headers"])
+                if not (kind == "http" and scope["method"] == "OPTIONS" and _is_preflight(headers)) and (
+                    self._exempt is None or not self._is_exempt(self._exempt, scope)
+                ):
+                    if not alone and not self._lifespan.ready:
+                        await self._lifespan.open()
+                    found = self._scan(headers)
                     if self._request_id is not None:
-                        await self._take_request_id(self._request_id, binding, scope, found)
+                        await self._take_request_id(self._request_id, ids, scope, found)
                     tenant = user = None
                     if self._plain is not None:
                         tenant = self._recall(found[0]) or self._plain[0](scope, found)
@@ -194,19 +216,22 @@ class ContextMiddleware:
                         if self._identify.waits:
                             identity = await identity
                         binding.take(self._checked(identity))
-                    if self._authorize is not None and binding.tenant is not None:
-                        verdict = self._authorize(current_context(), scope)
-                        if verdict is not True:
-                            await self._check_verdict(verdict)
+                if not alone:
+                    enter_binding(binding)
+                if self._authorize is not None and binding.tenant is not None:
+                    await self._check_authority(self._authorize, scope)
             except RequestRejected as rejection:
-                app = self._answer(rejection, binding, scope)
+                binding = self._nobody(binding, scope)
+                app = self._answer(rejection, scope)
             except Exception as error:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not run
-                app = self._answer(crashed("finding out who asks", error), binding, scope)
+                binding = self._nobody(binding, scope)
+                app = self._answer(crashed("finding out who asks", error), scope)
             if self._echo is not None:
-                send = echoing(self._echo, read_id(binding.ids).encode(), send)
+                send = echoing(self._echo, read_id(ids).encode(), send)
             await app(scope, receive, send)
-        finally:  # `binding.leave(token)`, in place
+        finally:  # as `Binding.leave`, but for what the app may have left bound: that ends here as well
             binding.ended = True
+            binding.headers = None
             if binding.values:
                 binding.values = {}
             try:
@@ -214,24 +239,29 @@ class ContextMiddleware:
             except ValueError:
                 binding.revoke()
 
+    def _nobody(self, refused: Binding, scope: Scope) -> Binding:
+        # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that.
+        refused.revoke()
+        binding = scope[_MARK] = make_binding(None, self._store, refused.ids)
+        enter_binding(binding)
+        return binding
+
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan.run(self.app, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    def _is_inside(self, mark: Binding) -> bool:
-        # Not if it has ended, since a scope may be run again; nor where it is not what is bound, as in another thread.
-        return mark.owner is self and not mark.ended and mark is current_binding()
-
     @staticmethod
     def _is_exempt(exempt: Exempt, scope: Scope) -> bool:
         verdict = exempt(scope)
-        if verdict and isawaitable(verdict):
-            raise ExtractorTypeError("exempt", type(verdict).__qualname__, "bool, not something to be awaited")
-        return bool(verdict)
+        if type(verdict) is not bool:
+            raise ExtractorTypeError("exempt", type(verdict).__qualname__, "bool")
+        return verdict
 
-    async def _take_request_id(self, step: Step, binding: Binding, scope: Scope, found: Found) -> None:
+    async def _take_request_id(self, step: Step, ids: list[str], scope: Scope, found: Found) -> None:
+        if ids:
+            return  # by a middleware around this one, which has perhaps told the client
         try:
             given = await ask(step, scope, found)
         except RequestRejected:
@@ -241,7 +271,7 @@ class ContextMiddleware:
         if type(given) is not str:
             raise ExtractorTypeError("the extractor given as request_id=", type(given).__qualname__, "str or None")
         if given.isascii() and given.isprintable():  # `valid=` may have let through what no header or log line can hold
-            binding.ids.append(given)
+            ids.append(given)
 
     def _checked(self, identity: object) -> Identity | None:
         if identity is None:
@@ -254,14 +284,16 @@ class ContextMiddleware:
             )
         return identity
 
-    async def _check_verdict(self, verdict: object) -> None:
-        if isawaitable(verdict):
-            verdict = await verdict
+    async def _check_authority(self, authorize: Authorize, scope: Scope) -> None:
+        verdict = authorize(current_context(), scope)
+        if type(verdict) is not bool:
+            verdict = await verdict if isawaitable(verdict) else verdict
+            if type(verdict) is not bool:  # much that is meant as a no would count as true
+                raise ExtractorTypeError("authorize", type(verdict).__qualname__, "bool")
         if not verdict:
             raise RequestRejected(403, "tenant_forbidden")
 
-    def _answer(self, rejection: RequestRejected, binding: Binding, scope: Scope) -> ASGIApp:
-        binding.take(None)  # `authorize` may have refused what was bound already
+    def _answer(self, rejection: RequestRejected, scope: Scope) -> ASGIApp:
         if rejection.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2
             rejection = _challenging(rejection, self._challenges)
         _log.debug("rejected: %s", rejection)
@@ -269,8 +301,10 @@ class ContextMiddleware:
         if self._on_reject is not None:
             try:
                 answer = self._on_reject(rejection, scope)
+                if answer is not None and not callable(answer):
+                    raise ExtractorTypeError("on_reject", type(answer).__qualname__, "an ASGI app or None")  # noqa: TRY301
             except Exception as error:  # noqa: BLE001 - whatever it raises: the client still gets an answer
-                rejection = crashed("on_reject", error)
+                answer, rejection = None, crashed("on_reject", error)
         return partial(refuse, problem(rejection) if answer is None else answer)
 
 
@@ -279,7 +313,7 @@ def _source(identity: Extractor | None, tenant: Extractor | None, user: Extracto
         message = "identity= is a whole identity: give either it, or tenant= and user="
         raise TypeError(message)
     if identity is not None:
-        check_extractor(identity, "identity")
+        check_extractor(identity, "identity", Identity)
         return identity
     if tenant is None:
         message = (
@@ -289,21 +323,24 @@ def _source(identity: Extractor | None, tenant: Extractor | None, user: Extracto
     return identity_from(tenant=tenant, user=user)
 
 
-def _is_preflight(scope: Scope) -> bool:
+def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     # Fetch standard, "CORS-preflight request": sent by the browser itself, without what would say who asks.
-    names = {name for name, _ in scope["headers"]}
+    names = {name.lower() for name, _ in headers}
     return b"origin" in names and b"access-control-request-method" in names
 
 
 def _challenges(source: Extractor) -> list[bytes]:
     found = [getattr(part, "challenge", None) for part in parts_of([source])]
-    return [challenge.encode("latin-1") for challenge in found if isinstance(challenge, str)]
+    headers = [(_CHALLENGE, challenge) for challenge in found if isinstance(challenge, str)]
+    return [value for _, value in RequestRejected(401, "identity_missing", headers=headers).headers]  # checks them
 
 
 def _challenging(rejection: RequestRejected, challenges: list[bytes]) -> RequestRejected:
     # RFC 9110, section 11.6.1: a 401 lists what would be accepted, one challenge for each source that has not said.
     schemes = {value.split(b" ")[0].lower() for name, value in rejection.headers if name == _CHALLENGE}
     missing = [(_CHALLENGE, value) for value in challenges if value.split(b" ")[0].lower() not in schemes]
+    if not missing:
+        return rejection
     return RequestRejected(rejection.status, rejection.code, headers=[*rejection.headers, *missing])
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from asgi_context._types import ASGIApp, Message, Receive, Scope, Send
 from asgi_context.errors import ExtractorError, RequestRejected
@@ -93,7 +93,7 @@ def echoing(name: bytes, value: bytes, send: Send) -> Send:
 
     def send_with_id(message: Message) -> Any:  # noqa: ANN401 - the awaitable of the send inside, passed on as it is
         if message["type"] in _STARTS:
-            headers: Iterable[Any] = message.get("headers", ())
+            headers: Iterable[Any] = message.get("headers") or ()
             # A new list in a new message: an app may send the same one for every request.
             kept = [pair for pair in headers if pair[0].lower() != name]
             kept.append((name, value))
@@ -120,14 +120,24 @@ def crashed(what: str, error: Exception) -> RequestRejected:
     return RequestRejected(500, "internal_error")
 
 
-def _escaped(error: BaseException, depth: int) -> ExtractorError:
-    text = str(error).encode("unicode_escape").decode()[:500]
-    shown = ExtractorError(f"{type(error).__module__}.{type(error).__qualname__}: {text}")
-    shown.__suppress_context__ = error.__suppress_context__
-    if depth < 5:  # noqa: PLR2004 - a chain can be long, and can be a ring
+def _escaped(error: BaseException, depth: int) -> Exception:
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    try:
+        text = str(error).encode("unicode_escape").decode()[:_LONGEST_TEXT]
+    except Exception:  # noqa: BLE001 - an error whose own text fails must not hide that it happened
+        text = "(its text cannot be had)"
+    shown: Exception = ExtractorError(f"{name}: {text}")
+    if depth < _DEEPEST:
+        if isinstance(error, BaseExceptionGroup):
+            inside = cast("BaseExceptionGroup[BaseException]", error).exceptions[:_DEEPEST]
+            shown = ExceptionGroup(f"{name}: {text}", [_escaped(each, depth + 1) for each in inside])
         if error.__cause__ is not None:
             shown.__cause__ = _escaped(error.__cause__, depth + 1)
-        if error.__context__ is not None and error.__cause__ is None:
+        elif error.__context__ is not None:
             shown.__context__ = _escaped(error.__context__, depth + 1)
     shown.__suppress_context__ = error.__suppress_context__
     return shown.with_traceback(error.__traceback__)
+
+
+_LONGEST_TEXT = 500  # characters
+_DEEPEST = 5  # a chain can be long, and can be a ring

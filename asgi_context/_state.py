@@ -47,10 +47,13 @@ class SharedState:
 
         Raises:
             ValueError: ``data`` is empty, or a name is.
-            TypeError: a name is not a str.
+            TypeError: a name is not a str, or ``data`` no mapping.
             StateSerializationError: a value cannot be kept exactly; nothing was written.
         """
         _name(key, "key")
+        if not isinstance(data, Mapping):
+            message = f"data must be a mapping of values by field, not {type(data).__qualname__}"
+            raise TypeError(message)
         if not data:
             message = "data must have at least one field: a state without fields does not exist"
             raise ValueError(message)

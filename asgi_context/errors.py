@@ -42,6 +42,8 @@ _CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 FIELD_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2: token
 FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, 5.5: no CR, LF or NUL
 
+_OWN_FIELDS: Final = frozenset({b"content-length", b"content-type", b"transfer-encoding"})
+
 # What a client is told. Fixed texts, so that nothing that a client sent can come back in an answer.
 _TEXTS: Final = {
     "identifier_invalid": "An identifier in this request is not acceptable.",
@@ -155,6 +157,11 @@ class RequestRejected(AsgiContextError):  # noqa: N818 - an answer that is given
         self.status = status
         self.code = code
         self.headers = tuple((_field(name, FIELD_NAME).lower(), _field(value, FIELD_VALUE)) for name, value in headers)
+
+        for name, _ in self.headers:
+            if name in _OWN_FIELDS:
+                message = f"{name.decode()} belongs to the answer itself: give another answer by on_reject"
+                raise ValueError(message)
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}"

@@ -130,6 +130,9 @@ def request_context(**values: Any) -> Generator[None, None, None]:  # noqa: ANN4
         block.ended = True
         block.values = {}
         try:
-            _block.reset(token)
-        except ValueError:  # left in another Context: where it is still set, it must not be read
+            if _block.get() is block:
+                _block.reset(token)
+            else:  # another block was entered since and is still open, or this is another Context
+                block.revoked = True
+        except ValueError:  # a copy of the Context that it was set in
             block.revoked = True

@@ -147,6 +147,11 @@ def test_values_given_are_copied() -> None:
     assert given == {"a": 1}
 
 
+def test_a_store_must_be_one() -> None:
+    with pytest.raises(TypeError, match="store must be a Store"):
+        bind_context(ANN, store=5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrong", ["acme", 1, ("acme", "ann"), Identity])
 def test_only_an_identity_or_a_context_can_be_bound(wrong: Any) -> None:
     with pytest.raises(TypeError, match="Identity or a RequestContext"):
@@ -208,6 +213,50 @@ def test_a_block_left_in_another_context_is_revoked_where_it_was_entered() -> No
             with pytest.raises(ContextClosedError, match="revoked") as caught:
                 entered.run(read, *default)
             assert caught.value.why == "revoked"
+
+
+def test_a_block_left_in_a_copy_of_its_context_is_revoked_in_both() -> None:
+    """As the second half of a generator that a framework runs in another thread."""
+    generator = yielding_inside(ANN)
+    entered = contextvars.copy_context()
+    entered.run(next, generator)
+    copied = entered.copy()
+    copied.run(generator.close)  # type: ignore[attr-defined]
+    for where in (entered, copied):
+        with pytest.raises(ContextClosedError, match="revoked"):
+            where.run(current_context)
+
+
+def test_blocks_left_out_of_order_leave_nobody_bound_who_has_ended() -> None:
+    """Two generators that each hold a block, the first of which ends first."""
+    first, second = yielding_inside(ANN), yielding_inside(Identity("globex"))
+
+    def interleave() -> None:
+        next(first)
+        next(second)
+        first.close()  # type: ignore[attr-defined]
+        assert current_context().tenant == "globex", "a block that is open is not disturbed"
+        second.close()  # type: ignore[attr-defined]
+        with pytest.raises(ContextClosedError, match="revoked"):
+            current_context()
+        with bind_context(Identity("initech")) as inner:
+            assert current_context() is inner
+
+    contextvars.copy_context().run(interleave)
+
+
+def test_a_generator_that_ends_inside_another_block_does_not_disturb_it() -> None:
+    def interleave() -> None:
+        with bind_context(Identity("outer")):
+            generator = yielding_inside(Identity("bob"))
+            next(generator)
+            with bind_context(ANN) as inner:
+                generator.close()  # type: ignore[attr-defined]
+                assert current_context() is inner
+            with pytest.raises(ContextClosedError, match="revoked"):
+                current_context()
+
+    contextvars.copy_context().run(interleave)
 
 
 def test_where_a_binding_was_revoked_another_can_be_entered() -> None:

@@ -1,7 +1,9 @@
 """Jobs in threads run under their caller's context, each in a copy of its own, and stop nothing but themselves."""
 
 import asyncio
+import concurrent.futures
 import contextvars
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -83,7 +85,15 @@ async def test_what_a_job_sets_stays_in_the_job_and_its_values_are_the_requests(
 
 
 @pytest.mark.parametrize(
-    "raised", [StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+    "raised",
+    [
+        StopIteration,
+        SystemExit,
+        KeyboardInterrupt,
+        GeneratorExit,
+        asyncio.CancelledError,
+        concurrent.futures.CancelledError,
+    ],
 )
 async def test_what_would_hang_or_stop_the_loop_reaches_the_caller_as_an_error(
     way: Any, raised: type[BaseException]
@@ -108,11 +118,30 @@ async def test_an_ordinary_exception_reaches_the_caller_as_it_is(way: Any) -> No
     assert caught.value is error
 
 
-async def test_a_coroutine_function_is_refused(way: Any) -> None:
+async def test_what_would_run_later_without_the_context_is_refused(way: Any) -> None:
     async def job() -> None: ...
 
-    with pytest.raises(TypeError, match="coroutine function"):
-        await way(job)
+    def generator() -> Any:
+        yield
+
+    async def asynchronous_generator() -> Any:
+        yield
+
+    class Later:
+        async def __call__(self) -> None: ...
+
+    for wrong in (job, functools.partial(job), Later(), Later().__call__, generator, asynchronous_generator):
+        with pytest.raises(TypeError, match=r"is a (coroutine|generator) function"):
+            await way(wrong)
+
+
+async def test_on_trio_a_cancellation_passes_through_a_carried_function(trio_only: None) -> None:
+    import trio
+
+    carrying = carry_context(lambda: trio.from_thread.run(trio.sleep_forever))
+    with trio.move_on_after(0.05) as scope:
+        await trio.to_thread.run_sync(carrying)
+    assert scope.cancelled_caught
 
 
 async def test_no_job_sees_what_an_earlier_one_left_in_the_worker(asyncio_only: None) -> None:

@@ -88,9 +88,25 @@ def test_a_rule_of_the_users_own_decides_instead() -> None:
         lambda valid: from_scope("x", valid=valid),
     ],
 )
-def test_a_rule_must_be_callable(make: Any) -> None:
-    with pytest.raises(TypeError, match="valid= must be callable"):
-        make("[a-z]+")
+def test_a_rule_must_be_a_plain_callable(make: Any) -> None:
+    async def later(value: str) -> bool:
+        return False
+
+    def generated(value: str) -> Any:
+        yield False
+
+    for wrong in ("[a-z]+", later, generated, True):
+        with pytest.raises(TypeError, match="valid= must be callable and say at once"):
+            make(wrong)
+
+
+def test_the_rule_of_an_extractor_of_the_users_own_must_be_callable_too() -> None:
+    def tenant(scope: Any) -> str:
+        return "acme"
+
+    tenant.valid = True  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="the attribute valid of"):
+        first_of(tenant)(http())
 
 
 # Headers
@@ -140,7 +156,18 @@ def test_a_peer_in_a_trusted_network_is_believed(peer: str) -> None:
     assert tenant(http((b"x", b"acme"), client=(peer, "1"))) == "acme"  # granian's port is a str
 
 
-@pytest.mark.parametrize("client", [("11.1.2.3", 1), ("::1", 1), ("unix", 1), ("", 1), ("1" * 100, 1), None])
+@pytest.mark.parametrize("network", ["::ffff:10.0.0.0/104", "10.0.0.0/8"])
+def test_a_mapped_network_is_the_one_that_it_maps(network: str) -> None:
+    tenant = from_header("x", trusted=network)
+    for peer in ("10.1.2.3", "::ffff:10.1.2.3"):
+        assert tenant(http((b"x", b"acme"), client=(peer, 1))) == "acme"
+    assert rejected(tenant, http((b"x", b"acme"), client=("11.1.2.3", 1))) == "403 identifier_untrusted"
+
+
+ODD_PEERS = [None, (), (None, 1), (b"\x0a\x01\x01\x01", 1)]
+
+
+@pytest.mark.parametrize("client", [("11.1.2.3", 1), ("::1", 1), ("unix", 1), ("", 1), ("1" * 100, 1), *ODD_PEERS])
 def test_from_any_other_peer_the_header_is_refused(client: Any) -> None:
     tenant = from_header("x", trusted="10.0.0.0/8")
     assert rejected(tenant, http((b"x", b"acme"), client=client)) == "403 identifier_untrusted"
@@ -189,7 +216,15 @@ def test_one_of_several_secrets_and_networks_is_enough() -> None:
 
 @pytest.mark.parametrize(
     ("trusted", "error"),
-    [([], ValueError), ("10.0.0.1/8", ValueError), ("gateway", ValueError), ([1], TypeError), ([None], TypeError)],
+    [
+        ([], ValueError),
+        ("10.0.0.1/8", ValueError),
+        ("gateway", ValueError),
+        ([1], TypeError),
+        ([None], TypeError),
+        (5, TypeError),
+        (True, TypeError),
+    ],
 )
 def test_what_is_trusted_must_make_sense(trusted: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="trusted="):
@@ -197,8 +232,9 @@ def test_what_is_trusted_must_make_sense(trusted: Any, error: type[Exception]) -
 
 
 def test_a_secret_must_be_long_enough_and_is_not_shown() -> None:
-    with pytest.raises(ValueError, match="16 bytes"):
-        SharedSecret("x", "short")
+    for wrong in ("short", " " * 16, SECRET + " ", "0123456789\nabcdef", "ä" * 16, b"\x00" * 16):
+        with pytest.raises(ValueError, match="16 characters of printable ASCII"):
+            SharedSecret("x", wrong)
     with pytest.raises(TypeError, match="str or bytes"):
         SharedSecret("x", 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="header"):
@@ -312,7 +348,18 @@ def test_a_subdomain_is_one_label_in_lower_case(host: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", [b"example.com", b"example.com:80", b"acme.example.org", b"acmeexample.com", b"127.0.0.1", b"[::1]:80", b""]
+    "host",
+    [
+        b"example.com",
+        b"example.com:80",
+        b"acme.example.org",
+        b"acmeexample.com",
+        b"127.0.0.1",
+        b"[::1]:80",
+        b"",
+        b"acme.example.com:80@evil",
+        b"acme.example.com:",
+    ],
 )
 def test_a_host_that_is_not_below_the_domain_names_no_tenant(host: bytes) -> None:
     assert from_subdomain("example.com")(http((b"host", host))) is None
@@ -329,6 +376,7 @@ def test_a_host_that_is_not_below_the_domain_names_no_tenant(host: bytes) -> Non
         b"a_b.example.com",
         b"a" * 64 + b".example.com",
         b"\xff.example.com",
+        "\u212aing.example.com".encode(),  # a character that becomes a k in lower case
     ],
 )
 def test_what_is_no_single_label_is_refused(host: bytes) -> None:
@@ -465,6 +513,7 @@ def test_hints_that_are_present_must_agree_with_the_proof() -> None:
     assert rejected(tenant, http((b"proof", b"acme"), query_string=b"hint=globex")) == "403 identifier_mismatch"
     assert rejected(tenant, http((b"proof", b"acme"), (b"hint", b"a b"))) == "400 identifier_invalid"
     assert tenant(http((b"hint", b"acme"))) is None, "a hint alone proves nothing"
+    assert rejected(tenant, http((b"hint", b"a b"))) == "400 identifier_invalid"
     for role in ("tenant", "user"):
         named = identity_from(**{"tenant": constant("acme"), role: tenant})
         assert rejected(named, http((b"proof", b"acme"), (b"hint", b"globex"))) == f"403 {role}_mismatch"

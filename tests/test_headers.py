@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from asgi_context._headers import REPEATED, TWIN, HeaderPlan
 
-NAMES = [b"x-tenant-id", b"x_tenant_id", b"x-tenant_id", b"x_tenant-id", b"x-user-id", b"x-user_id", b"x-request-id"]
+NAMES = [
+    b"x-tenant-id",
+    b"x_tenant_id",
+    b"x-tenant_id",
+    b"x_tenant-id",
+    b"x-user-id",
+    b"x-user_id",
+    b"x-request-id",
+    b"X-Tenant-Id",
+    b"X_TENANT_ID",
+]
 OTHERS = [b"host", b"accept", b"x-tenant-i", b"x-tenant-idd", b"x-zzz", b"x-trace-id", b"a", b"", b"zz", b"x-user-ie"]
 
 
@@ -21,9 +31,11 @@ def compiled(*names: bytes) -> Any:
 def slowly(names: list[bytes], headers: list[tuple[bytes, bytes]]) -> tuple[object, ...]:
     found: list[object] = []
     for wanted in names:
-        same = [value for name, value in headers if name == wanted]
+        same = [value for name, value in headers if name.lower() == wanted]
         folded = [
-            name for name, _ in headers if name.replace(b"_", b"-") == wanted.replace(b"_", b"-") and name not in names
+            name
+            for name, _ in headers
+            if name.lower() != wanted and name.lower().replace(b"_", b"-") == wanted.replace(b"_", b"-")
         ]
         if len(same) + len(folded) > 1:
             found.append(REPEATED)

@@ -240,6 +240,29 @@ async def test_all_are_closed_even_if_one_fails_to() -> None:
     assert log == ["open first", "open second", "close second", "close first"]
 
 
+async def test_a_lifespan_that_cannot_close_tells_the_server_and_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    part = Part([], fails="close")
+    assert await run_lifespan(ContextMiddleware(lifespan_app([]), tenant=part)) == [
+        "startup.complete",
+        "shutdown.failed",
+    ]
+    assert "part fails to close" in caplog.text
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "of the app"})
+
+    assert await run_lifespan(ContextMiddleware(fails, tenant=part)) == ["startup.failed"]
+
+
+async def test_exempt_requests_are_served_while_nothing_can_be_opened() -> None:
+    middleware = ContextMiddleware(
+        hello, tenant=Part([], fails="open"), exempt=lambda scope: scope["path"] == "/health"
+    )
+    assert (await run(middleware, http(path="/health"))).status == 200
+    assert (await run(middleware, http())).status == 500
+
+
 async def test_where_there_is_nothing_to_open_the_lifespan_passes_untouched() -> None:
     middleware = ContextMiddleware(lifespan_app([]), tenant=TENANT)
     assert await run_lifespan(middleware) == ["startup.complete", "shutdown.complete"]

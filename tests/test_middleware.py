@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import copy
 import gc
 from types import coroutine as types_coroutine
 from typing import Any
@@ -24,6 +25,7 @@ from asgi_context import (
     first_of,
     from_header,
     from_query,
+    identity_from,
 )
 from asgi_context.errors import ContextClosedError
 from asgi_context.values import get_from_context, update_request_context
@@ -231,6 +233,85 @@ async def test_in_an_unbound_request_an_identity_can_be_bound_by_hand() -> None:
     assert app.seen == [("given", middleware._store)]
 
 
+async def test_a_task_that_an_extractor_starts_is_nobodys(asyncio_only: None) -> None:
+    """A refresher of keys, say: it copies what is bound while it is started, and lives on."""
+
+    class Refreshed:
+        def open(self) -> None:
+            tasks.append(asyncio.create_task(refresh()))
+
+        def __call__(self, scope: Any) -> str | None:
+            tasks.append(asyncio.create_task(refresh()))
+            return "id"
+
+    async def refresh() -> object:
+        await ended.wait()
+        return current_context(None), current_state(None), get_from_context("a")
+
+    def exempt(scope: Any) -> bool:
+        tasks.append(asyncio.create_task(refresh()))
+        return False
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        update_request_context(a=1)
+        seen.append(current_context().tenant)
+
+    ended = asyncio.Event()
+    tasks: list[asyncio.Task[object]] = []
+    seen: list[str] = []
+    for options in (
+        {"request_id": Refreshed()},
+        {"exempt": exempt},
+        {"tenant": first_of(Refreshed(), TENANT)},
+        {"user": first_of(Refreshed())},
+    ):
+        await run(wrap(app, **options), http(*who()))
+    ended.set()
+    assert len(seen) == 4
+    assert len(tasks) == 7
+    assert await asyncio.gather(*tasks) == [(None, None, None)] * 7
+
+
+@pytest.mark.parametrize("spelling", [b"X-Tenant-Id", b"X-TENANT-ID", b"x-Tenant-ID"])
+@pytest.mark.parametrize("request_id", [None, from_header("x-request-id")])
+async def test_header_names_count_in_whatever_case_the_server_hands_them_over(spelling: bytes, request_id: Any) -> None:
+    """ASGI: "should be lowercased, but it is not required"."""
+    app = Seen(lambda: current_context().tenant)
+    middleware = wrap(app, request_id=request_id)
+    user = (b"X-User-Id", b"ann")
+    await run(middleware, http(user, (spelling, b"acme")))
+    assert app.seen == ["acme"]
+    exchange = await run(middleware, http(user, (spelling, b"acme"), (b"x-tenant-id", b"evil")))
+    assert exchange.problem["code"] == "tenant_repeated"
+    exchange = await run(middleware, http(user, (spelling.replace(b"-", b"_"), b"acme")))
+    assert exchange.problem["code"] == "tenant_invalid"
+    preflight = http((b"Origin", b"a"), (b"Access-Control-Request-Method", b"b"), method="OPTIONS")
+    assert (await run(wrap(hello), preflight)).status == 200
+
+
+async def test_headers_may_come_as_an_iterator_and_the_app_can_still_read_them() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(list(scope["headers"]))
+
+    scope = http()
+    scope["headers"] = iter(who())
+    await run(wrap(app), scope)
+    assert seen == [who()]
+
+
+async def test_a_scope_with_a_binding_can_be_copied_deeply() -> None:
+    """As debuggers and error reporters do."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        copied.append(copy.deepcopy(scope))
+
+    copied: list[Any] = []
+    await run(wrap(app), http(*who()))
+    assert copied[0]["path"] == "/"
+
+
 # Restoring
 
 
@@ -366,6 +447,41 @@ async def test_the_same_instance_inside_passes_through() -> None:
     await run(middleware, http())
     assert len(calls) == 1
     assert seen[0] is seen[1] is seen[2]
+
+
+async def test_a_sub_request_with_headers_of_its_own_is_bound_for_itself() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(current_context().tenant)
+        if len(seen) == 1:
+            await middleware({**scope, "headers": who("globex")}, receive, send)
+            seen.append(current_context().tenant)
+
+    seen: list[str] = []
+    middleware = wrap(app)
+    await run(middleware, http(*who("acme")))
+    assert seen == ["acme", "globex", "acme"]
+
+
+async def test_a_sub_request_of_an_exempt_one_is_not_exempt_with_it() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(current_context(None))
+        if len(seen) == 1:
+            await middleware({**scope, "path": "/"}, receive, send)
+
+    seen: list[Any] = []
+    middleware = wrap(app, exempt=lambda scope: scope["path"] == "/public")
+    await run(middleware, http(*who(), path="/public"))
+    assert seen[0] is None
+    assert seen[1].tenant == "acme"
+
+
+async def test_nested_middlewares_agree_on_the_request_id() -> None:
+    app = Seen(lambda: current_context().request_id.encode())
+    inner = ContextMiddleware(app, tenant=constant("inner"), request_id=constant("other"))
+    exchange = await run(wrap(inner, echo_request_id="x-request-id"), http(*who()))
+    assert exchange.header(b"x-request-id") == app.seen
+    await run(wrap(inner, missing="unbound"), http())
+    assert app.seen[1] == b"other", "nobody had asked for an id before"
 
 
 async def test_a_scope_that_is_passed_a_second_time_is_bound_again() -> None:
@@ -508,19 +624,40 @@ async def test_authorize_decides_with_the_context_bound(scope_of: Any, waits: bo
     assert exchange.sent[0].get("status", 403) == 403
 
 
-@pytest.mark.parametrize("verdict", [None, 0, "", []])
-async def test_whatever_is_not_true_is_a_no(verdict: object) -> None:
-    assert (await run(wrap(hello, authorize=lambda context, scope: verdict), http(*who()))).status == 403
-    assert (await run(wrap(hello, authorize=lambda context, scope: "a role"), http(*who()))).status == 200
+class Wrapped:
+    def __init__(self, verdict: object) -> None:
+        self.verdict = verdict
+
+    def __await__(self) -> Any:
+        return self.verdict
+        yield
+
+
+@pytest.mark.parametrize("verdict", [None, 0, "", "no", [], ["admin"], hello, Wrapped("no"), Wrapped(Wrapped(True))])
+async def test_authorize_must_say_yes_or_no_and_nothing_else_lets_a_user_in(verdict: object) -> None:
+    exchange = await run(wrap(hello, authorize=lambda context, scope: verdict), http(*who()))
+    assert exchange.problem["code"] == "internal_error"
+    assert (await run(wrap(hello, authorize=lambda context, scope: Wrapped(True)), http(*who()))).status == 200
+    assert (await run(wrap(hello, authorize=lambda context, scope: Wrapped(False)), http(*who()))).status == 403
 
 
 async def test_who_is_not_authorized_is_not_bound_for_the_answer_either() -> None:
-    def on_reject(rejection: Any, scope: Any) -> None:
-        seen.append(current_context(None))
+    async def authorize(context: Any, scope: Any) -> bool:
+        await current_state().update_field("members", "count", 1)
+        update_request_context(seen="members")
+        kept.append(contextvars.copy_context())
+        return False
 
+    def on_reject(rejection: Any, scope: Any) -> None:
+        seen.append((current_context(None), current_state(None), get_from_context("seen")))
+
+    kept: list[contextvars.Context] = []
     seen: list[Any] = []
-    await run(wrap(hello, authorize=lambda context, scope: False, on_reject=on_reject), http(*who()))
-    assert seen == [None]
+    await run(wrap(hello, authorize=authorize, on_reject=on_reject), http(*who()))
+    assert seen == [(None, None, None)]
+    for read in (current_context, current_state, lambda: get_from_context("seen")):
+        with pytest.raises(ContextClosedError, match="revoked"):
+            kept[0].run(read)
 
 
 async def test_authorize_is_not_asked_about_nobody() -> None:
@@ -591,10 +728,17 @@ async def test_refused_and_exempt_requests_carry_a_request_id_too(scope: Any) ->
         ({"user": USER}, TypeError, "user= needs tenant="),
         ({"identity": TENANT, "tenant": TENANT}, TypeError, "identity= is a whole identity"),
         ({"identity": TENANT, "user": TENANT}, TypeError, "identity= is a whole identity"),
-        ({"identity": "x-tenant"}, TypeError, "identity must be a callable"),
+        ({"identity": "x-tenant"}, TypeError, "identity must be an extractor, a callable that takes the scope"),
+        ({"identity": TENANT}, TypeError, "identity must be an extractor of Identity, and from_header"),
+        ({"identity": first_of(TENANT, USER)}, TypeError, "identity must be an extractor of Identity"),
+        ({"identity": agree(TENANT, lambda scope: None)}, TypeError, "identity must be an extractor of Identity"),
+        ({"tenant": identity_from(tenant=TENANT)}, TypeError, "tenant must be an extractor of str"),
+        ({"tenant": TENANT, "user": identity_from(tenant=TENANT)}, TypeError, "user must be an extractor of str"),
+        ({"tenant": TENANT, "user": from_header("x_tenant_id")}, ValueError, "differ only in underscores"),
+        ({"tenant": TENANT, "missing": ["reject"]}, ValueError, "missing must be"),
         ({"identity": Identity}, TypeError, "identity must be an extractor, not the class Identity"),
-        ({"tenant": "x-tenant"}, TypeError, "identity_from must be a callable"),
-        ({"tenant": TENANT, "user": 1}, TypeError, "must be a callable"),
+        ({"tenant": "x-tenant"}, TypeError, "tenant must be an extractor"),
+        ({"tenant": TENANT, "user": 1}, TypeError, "user must be an extractor"),
         ({"tenant": TENANT, "request_id": "x"}, TypeError, "request_id must be"),
         ({"tenant": TENANT, "missing": "ignore"}, ValueError, "missing must be"),
         ({"tenant": TENANT, "exempt": ["/health"]}, TypeError, "exempt must be callable"),
@@ -623,13 +767,17 @@ async def coroutine_function(*_: Any) -> bool:
     return True
 
 
+def generator_function(*_: Any) -> Any:
+    yield True
+
+
 class CoroutineCallable:
     async def __call__(self, *_: Any) -> bool:
         return True
 
 
 @pytest.mark.parametrize("option", ["exempt", "on_reject"])
-@pytest.mark.parametrize("hook", [coroutine_function, CoroutineCallable()])
+@pytest.mark.parametrize("hook", [coroutine_function, CoroutineCallable(), generator_function])
 def test_exempt_and_on_reject_must_be_plain_functions(option: str, hook: Any) -> None:
     """A coroutine is true: every request would be exempt."""
     with pytest.raises(TypeError, match=f"{option} must be a plain function"):

@@ -155,17 +155,17 @@ def crash(*_: Any) -> Any:
             {"tenant": lambda scope: 42},
             "the extractor <function <lambda>.*returned int; it must return str, Identity or None",
         ),
+        ({"authorize": lambda context, scope: "yes"}, "authorize returned str; it must return bool"),
+        (
+            {"tenant": from_header("x-tenant-id", valid=lambda value: Awaitable())},
+            "returned Awaitable; it must return bool",
+        ),
         ({"tenant": lambda scope: Identity("acme")}, "given as tenant= returned Identity; it must return str or None"),
         ({"user": lambda scope: Identity("acme")}, "given as user= returned Identity; it must return str or None"),
         ({"request_id": lambda scope: Identity("acme")}, "given as request_id= returned Identity"),
-        (
-            {"tenant": None, "user": None, "identity": TENANT},
-            "given as identity= returned str; it must return Identity",
-        ),
-        (
-            {"exempt": lambda scope: Awaitable()},
-            "exempt returned Awaitable; it must return bool, not something to be aw",
-        ),
+        ({"tenant": None, "user": None, "identity": lambda scope: "a"}, "given as identity= returned str; it must"),
+        ({"exempt": lambda scope: Awaitable()}, "exempt returned Awaitable; it must return bool"),
+        ({"exempt": lambda scope: None}, "exempt returned NoneType; it must return bool"),
     ],
 )
 async def test_what_crashes_is_a_500_without_details_and_a_traceback_in_the_log(
@@ -209,6 +209,45 @@ async def test_the_log_shows_the_whole_chain_of_a_crash(caplog: pytest.LogCaptur
     assert text.index("builtins.KeyError: 'first'") < text.index("ValueError: second") < text.index("OSError: third")
     await run(wrap(hello, tenant=ring), http())
     assert "itself" in caplog.text
+
+
+async def test_the_log_shows_what_is_inside_a_group_of_errors(caplog: pytest.LogCaptureFixture) -> None:
+    def grouped(scope: Any) -> str:
+        raise ExceptionGroup("outer", [ExceptionGroup("inner", [KeyError("\x1bdeep")]), ValueError("second")])
+
+    def endless(scope: Any) -> str:
+        group: Exception = KeyError("bottom")
+        for _ in range(10):
+            group = ExceptionGroup("level", [group])
+        raise group
+
+    exchange = await run(wrap(hello, tenant=grouped), http())
+    assert exchange.problem["code"] == "internal_error"
+    assert "deep" in caplog.text
+    assert "second" in caplog.text
+    assert "\x1b" not in caplog.text
+    await run(wrap(hello, tenant=endless), http())
+    assert "level" in caplog.text
+    assert "bottom" not in caplog.text
+
+
+@pytest.mark.parametrize("text", [lambda self: 1 / 0, lambda self: None], ids=["raises", "no string"])
+async def test_an_error_whose_own_text_fails_is_logged_all_the_same(
+    text: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = type("BrokenError", (Exception,), {"__str__": text})
+
+    def extractor(scope: Any) -> str:
+        raise broken
+
+    assert (await run(wrap(hello, tenant=extractor), http())).status == 500
+    assert "BrokenError: (its text cannot be had)" in caplog.text
+
+
+async def test_malformed_headers_of_an_options_request_are_a_500_like_any_other() -> None:
+    scope = http(method="OPTIONS")
+    scope["headers"] = [(b"origin",)]
+    assert (await run(wrap(hello), scope)).status == 500
 
 
 async def test_an_error_without_context_is_shown_without(caplog: pytest.LogCaptureFixture) -> None:
@@ -256,6 +295,26 @@ async def test_a_source_that_has_challenged_is_not_spoken_for_again() -> None:
     exchange = await run(ContextMiddleware(hello, identity=first_of(Bearer(), Basic(), bad)), http())
     assert exchange.header(b"www-authenticate") == [b'bearer error="invalid_token"', b"Basic"]
     assert exchange.problem["detail"] == "Unauthorized"
+
+
+async def test_a_rejection_that_says_all_itself_reaches_on_reject_as_it_was_raised() -> None:
+    class ExpiredError(RequestRejected):
+        pass
+
+    def identity(scope: Any) -> None:
+        raise ExpiredError(401, "token_expired")
+
+    seen: list[Any] = []
+    on_reject = lambda rejection, scope: seen.append(rejection)  # noqa: E731
+    await run(ContextMiddleware(hello, identity=identity, on_reject=on_reject), http())
+    assert type(seen[0]) is ExpiredError
+
+
+def test_a_challenge_that_no_header_can_hold_is_refused_at_construction() -> None:
+    bearer = Bearer()
+    bearer.challenge = "Bearer\r\nx: y"
+    with pytest.raises(ValueError, match="RFC 9110"):
+        ContextMiddleware(hello, identity=bearer)
 
 
 # on_reject
@@ -324,6 +383,9 @@ async def test_an_on_reject_that_crashes_is_a_500(caplog: pytest.LogCaptureFixtu
     exchange = await run(wrap(hello, on_reject=crash), http())
     assert exchange.problem["code"] == "internal_error"
     assert "on_reject failed" in caplog.text
+    exchange = await run(wrap(hello, on_reject=lambda rejection, scope: {"status": 400}), http())
+    assert exchange.problem["code"] == "internal_error"
+    assert "on_reject returned dict; it must return an ASGI app or None" in caplog.text
 
 
 # RequestRejected
@@ -372,6 +434,12 @@ def test_a_rejection_must_make_sense(arguments: Any, error: type[Exception]) -> 
 def test_a_rejection_cannot_split_the_answer(header: Any) -> None:
     with pytest.raises(ValueError, match="RFC 9110"):
         RequestRejected(400, "bad", headers=[header])
+
+
+@pytest.mark.parametrize("name", ["Content-Length", b"content-type", "transfer-encoding"])
+def test_a_rejection_does_not_bring_what_the_answer_has_itself(name: Any) -> None:
+    with pytest.raises(ValueError, match="on_reject"):
+        RequestRejected(400, "bad", headers=[(name, "1")])
 
 
 def test_every_text_is_one_plain_sentence() -> None:

@@ -88,11 +88,14 @@ class Schedule(Walk):
         """Wait, so that others run between extracting and binding. Nothing is bound meanwhile."""
         nobody = Own(scope["test.request"], None, ())
         self.look(nobody, "extracting")
+        nobody.request.extracting = True  # and so it stays if it is closed here
         try:
             await suspend()
         except AppError:
             nobody.request.status = 500  # the middleware answers when an extractor fails
+            nobody.request.extracting = False
             raise
+        nobody.request.extracting = False
         self.look(nobody, "extracting")
 
     async def shelter(self, own: Own, rng: Random, depth: int) -> None:
@@ -161,8 +164,11 @@ class Schedule(Walk):
             self.left_bound.remove(lane.request.number)  # its server has looked there, too, and not at home
         if (abroad.run(bound), abroad.run(see)) != before:
             self.wrong.append((lane.request.number, "changed what is bound abroad"))
-        seen = lane.context.run(see), lane.context.run(attempt, bind_context)
-        if seen != (REVOKED, "revoked"):
+        seen = lane.context.run(see)
+        if lane.request.extracting:
+            if seen != NOTHING:
+                self.wrong.append((lane.request.number, "bound at home", seen))
+        elif (seen, lane.context.run(attempt, bind_context)) != (REVOKED, "revoked"):
             self.wrong.append((lane.request.number, "not revoked at home", seen))
 
     def fork(self, lane: Lane) -> None:

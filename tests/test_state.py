@@ -236,6 +236,17 @@ async def test_names_are_strings_that_are_not_empty(state: SharedState, call: Ca
             await call(state, wrong)
 
 
+async def test_data_must_be_a_mapping(state: SharedState) -> None:
+    with pytest.raises(TypeError, match="data must be a mapping"):
+        await state.upsert("s", [("a", 1)])  # type: ignore[arg-type]
+
+
+async def test_an_error_shows_the_beginning_of_a_long_name(state: SharedState) -> None:
+    with pytest.raises(StateSerializationError) as caught:
+        await state.update_field("s", "f", {"x" * 100_000: object()})
+    assert len(str(caught.value)) < 300
+
+
 async def test_an_upsert_of_nothing_is_refused(state: SharedState) -> None:
     with pytest.raises(ValueError, match="at least one field"):
         await state.upsert("s", {})

@@ -181,6 +181,31 @@ def test_a_block_left_in_another_context_is_revoked() -> None:
         entered.run(get_from_context, "a")
 
 
+def test_a_block_left_in_a_copy_of_its_context_is_revoked_in_both() -> None:
+    block = request_context(a=1)
+    entered = contextvars.copy_context()
+    entered.run(block.__enter__)
+    copied = entered.copy()
+    copied.run(block.__exit__, None, None, None)
+    for where in (entered, copied):
+        with pytest.raises(ContextClosedError, match="revoked"):
+            where.run(get_from_context, "a")
+
+
+def test_a_block_left_out_of_order_disturbs_no_other() -> None:
+    def interleave() -> None:
+        first, second = request_context(a=1), request_context(a=2)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert get_from_context("a") == 2
+        second.__exit__(None, None, None)
+        with pytest.raises(ContextClosedError, match="revoked"):
+            get_from_context("a")
+
+    contextvars.copy_context().run(interleave)
+
+
 def test_updates_by_many_threads_are_all_kept() -> None:
     """No read-modify-write that could lose one."""
     names = [f"name{number}" for number in range(400)]

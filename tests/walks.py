@@ -56,6 +56,8 @@ class Request:
     """May end by an error or a cancellation: before its threads and child tasks have ended, that is."""
     span: Span = field(default_factory=Span)
     served: bool = False
+    extracting: bool = False
+    """Whether it waits in an extractor: nothing of its own is bound then, that could be seen or revoked."""
     follower: "Request | None" = None
     """The next one of a pipelined connection: its server may start it out of this one's last send."""
 

@@ -10,21 +10,26 @@ from asgi_context._types import Scope
 from asgi_context.errors import ExtractorTypeError, RequestRejected
 
 
-def check_extractor(extractor: object, option: str) -> None:
+def check_extractor(extractor: object, option: str, gives: type | None = None) -> None:
     """Check what stands where an extractor must.
 
     Args:
         extractor: what was given.
         option: what to call it in an error.
+        gives: what it must give, ``str`` or ``Identity``, where it is known to give something else.
 
     Raises:
-        TypeError: it is not callable, or a class where an instance is meant.
+        TypeError: it is not callable, or a class where an instance is meant, or gives something else.
     """
     if isinstance(extractor, type):
         message = f"{option} must be an extractor, not the class {extractor.__qualname__}: call it"
         raise TypeError(message)
     if not callable(extractor):
-        message = f"{option} must be a callable that takes the scope, not {type(extractor).__qualname__}"
+        message = f"{option} must be an extractor, a callable that takes the scope, not {extractor!r}"
+        raise TypeError(message)
+    known = extractor.gives if isinstance(extractor, BuiltIn) else None
+    if gives is not None and known is not None and known is not gives:
+        message = f"{option} must be an extractor of {gives.__name__}, and {extractor!r} gives {known.__name__}"
         raise TypeError(message)
 
 
@@ -33,6 +38,8 @@ class _Composition(BuiltIn):
         for part in parts:
             check_extractor(part, name)
         self.parts = parts
+        kinds = {part.gives if isinstance(part, BuiltIn) else None for part in parts}
+        self.gives = kinds.pop() if len(kinds) == 1 else None
         self._repr = f"{name}({', '.join(map(repr, parts))})"
 
     def __repr__(self) -> str:
@@ -43,7 +50,11 @@ class IdentityFrom(_Composition):
     """What `identity_from` returns."""
 
     def __init__(self, tenant: Extractor, user: Extractor | None) -> None:
+        check_extractor(tenant, "tenant", str)
+        if user is not None:
+            check_extractor(user, "user", str)
         super().__init__("identity_from", *([tenant] if user is None else [tenant, user]))
+        self.gives = Identity
         self._tenant = tenant
         self._user = user
 
@@ -156,17 +167,19 @@ def first_of(*extractors: Extractor) -> BuiltIn:
 
 
 class _Agree(_Composition):
+    def __init__(self, proof: Extractor, *hints: Extractor) -> None:
+        super().__init__("agree", proof, *hints)
+        self.gives = proof.gives if isinstance(proof, BuiltIn) else None  # whatever the hints are
+
     def compile(self, plan: HeaderPlan, role: str) -> Step:
         steps = [compile_step(part, plan, role) for part in self.parts]
         proof_step, *hint_steps = steps
 
         async def run(scope: Scope, found: Found) -> Value:
             proof = await ask(proof_step, scope, found)
-            if proof is None:
-                return None
             for step in hint_steps:
-                hint = await ask(step, scope, found)
-                if hint is not None:
+                hint = await ask(step, scope, found)  # also without a proof: it may be invalid
+                if proof is not None and hint is not None:
                     _compare(proof, hint, role)
             return proof
 
@@ -208,4 +221,4 @@ def agree(proof: Extractor, *hints: Extractor) -> BuiltIn:
     if not hints:
         message = "agree: needs at least one hint beside the proof"
         raise ValueError(message)
-    return _Agree("agree", proof, *hints)
+    return _Agree(proof, *hints)

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable
+from inspect import isawaitable
 from typing import Final, TypeAlias
 
-from asgi_context.errors import RequestRejected
+from asgi_context._callables import runs_later
+from asgi_context.errors import ExtractorTypeError, RequestRejected
 
 Valid: TypeAlias = Callable[[str], object]
 """Takes an identifier and says, by truth, whether it is good."""
@@ -29,10 +31,29 @@ def checked(value: str, valid: Valid | None, role: str) -> str:
 
     Raises:
         RequestRejected: it is not good.
+        ExtractorTypeError: the rule returned something to be awaited.
     """
-    if IDENTIFIER.fullmatch(value) if valid is None else value and valid(value):
-        return value
-    raise RequestRejected(400, f"{role}_invalid")
+    verdict = IDENTIFIER.fullmatch(value) if valid is None else value and valid(value)
+    if not verdict:
+        raise RequestRejected(400, f"{role}_invalid")
+    if valid is not None and isawaitable(verdict):  # it would be true, whatever it is going to say
+        raise ExtractorTypeError(f"valid={valid!r}", type(verdict).__qualname__, "bool")  # noqa: EM102 - data
+    return value
+
+
+def check_rule(valid: object, option: str) -> None:
+    """Check what stands where a rule for identifiers must.
+
+    Args:
+        valid: what was given.
+        option: what to call it in an error.
+
+    Raises:
+        TypeError: it is not callable, or a call would not say anything yet.
+    """
+    if valid is not None and (not callable(valid) or runs_later(valid)):
+        message = f"{option} must be callable and say at once whether a string is good, not {valid!r}"
+        raise TypeError(message)
 
 
 def decoded(raw: bytes, role: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 from urllib.parse import parse_qsl
 from uuid import UUID
 
-from asgi_context._extract._identifiers import IDENTIFIER, RAW_IDENTIFIER, Valid, checked, decoded
+from asgi_context._extract._identifiers import IDENTIFIER, RAW_IDENTIFIER, Valid, check_rule, checked, decoded
 from asgi_context._extract._step import BuiltIn, Step
 from asgi_context._extract._trust import Trust, Trusted
 from asgi_context._headers import Found, HeaderPlan, Oddity, header_name
@@ -21,10 +21,10 @@ _MOST_KNOWN: Final = 8192  # of at most 128 bytes each
 class _Source(BuiltIn):
     """An extractor that reads one identifier; its subclasses say where."""
 
+    gives = str
+
     def __init__(self, name: str, argument: object, valid: Valid | None) -> None:
-        if valid is not None and not callable(valid):
-            message = f"{name}: valid= must be callable, not {type(valid).__qualname__}"
-            raise TypeError(message)
+        check_rule(valid, f"{name}: valid=")
         self._repr = f"{name}({argument!r})"
         self._valid = valid
 
@@ -262,7 +262,12 @@ class _FromSubdomain(_Source):
             raw = found[slot]
             if raw is None:
                 return None
-            host = _header_text(raw, role).lower().partition(":")[0].removesuffix(".")
+            # In lower case as bytes: as text, some other characters would become ASCII letters.
+            lower = raw.lower() if isinstance(raw, bytes) else raw
+            host, colon, port = _header_text(lower, role).partition(":")
+            if colon and not (port.isascii() and port.isdigit()):
+                return None
+            host = host.removesuffix(".")
             if not host.endswith(suffix):
                 return None
             label = host.removesuffix(suffix)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from inspect import isawaitable
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from asgi_context._extract._identifiers import Valid, checked
+from asgi_context._extract._identifiers import Valid, check_rule, checked
 from asgi_context._headers import Found, HeaderPlan, Scan
 from asgi_context._identity import Identity
 from asgi_context._types import Scope
@@ -91,6 +91,8 @@ class BuiltIn(ABC):
     """An extractor of this package."""
 
     parts: tuple[Extractor, ...] = ()
+    gives: type | None = None
+    """``str`` or ``Identity``; ``None`` where parts of the user's decide."""
 
     _standalone: tuple[Step, Scan] | None = None
 
@@ -137,6 +139,7 @@ def compile_step(extractor: Extractor, plan: HeaderPlan, role: str) -> Step:
     if isinstance(extractor, BuiltIn):
         return extractor.compile(plan, role)
     valid: Valid | None = getattr(extractor, "valid", None)
+    check_rule(valid, f"the attribute valid of {extractor!r}")
     called = f"the extractor {extractor!r}"
 
     async def run(scope: Scope, _found: Found) -> Value:

@@ -1,6 +1,7 @@
 """From whom a header is believed."""
 
 import hmac
+import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -10,6 +11,7 @@ from asgi_context._headers import Found, HeaderPlan, header_name
 from asgi_context._types import Scope
 
 Network: TypeAlias = IPv4Network | IPv6Network
+_SECRET: Final = re.compile(rb"[\x21-\x7e]{16,}")  # 128 bits are past guessing; servers trim or refuse the rest
 _LONGEST_ADDRESS: Final = 64  # characters; an IPv6 address with a zone fits, and the cache keeps no more than that
 
 
@@ -18,11 +20,11 @@ class SharedSecret:
 
     Args:
         header: name of the header.
-        secret: what it must hold, at least 16 bytes; a str is taken as UTF-8.
+        secret: what it must hold, at least 16 characters of printable ASCII without spaces.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: the name is no header name, or the secret is too short.
+        ValueError: the name is no header name, or the secret cannot be one.
     """
 
     __slots__ = ("_secret", "header")
@@ -33,8 +35,8 @@ class SharedSecret:
             message = f"SharedSecret: secret must be str or bytes, not {type(secret).__qualname__}"
             raise TypeError(message)
         self._secret = secret.encode() if isinstance(secret, str) else secret
-        if len(self._secret) < 16:  # noqa: PLR2004 - 128 bits, past guessing
-            message = "SharedSecret: secret must have at least 16 bytes"
+        if _SECRET.fullmatch(self._secret) is None:
+            message = "SharedSecret: secret must have at least 16 characters of printable ASCII, and no space"
             raise ValueError(message)
 
     def __repr__(self) -> str:
@@ -67,6 +69,9 @@ class Trust:
     """
 
     def __init__(self, trusted: Trusted) -> None:
+        if not isinstance(trusted, str | Network | SharedSecret | Iterable):
+            message = f"from_header: trusted= takes networks and SharedSecrets, not {trusted!r}"
+            raise TypeError(message)
         entries = [trusted] if isinstance(trusted, str | Network | SharedSecret) else list(trusted)
         if not entries:
             message = "from_header: trusted= is empty, so that nobody could be believed"
@@ -100,8 +105,8 @@ class Trust:
             for slot, secret in secrets:
                 if secret.matches(found[slot]):
                     return True
-            client = scope.get("client")  # None on a unix socket
-            return bool(networks) and client is not None and len(client[0]) <= _LONGEST_ADDRESS and inside(client[0])
+            host = (scope.get("client") or (None,))[0]  # no client on a unix socket
+            return bool(networks) and isinstance(host, str) and len(host) <= _LONGEST_ADDRESS and inside(host)
 
         return trust
 
@@ -113,7 +118,9 @@ def _network(entry: object) -> Network:
         message = f"from_header: trusted= takes networks and SharedSecrets, not {type(entry).__qualname__}"
         raise TypeError(message)
     try:
-        return ip_network(entry)
+        network = ip_network(entry)
     except ValueError as error:
         message = f"from_header: trusted= holds no network: {error}"
         raise ValueError(message) from None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return network if mapped is None else ip_network(f"{mapped}/{network.prefixlen - 96}")  # as peers are compared

@@ -1,0 +1,20 @@
+"""What can be told of a callable before it is called."""
+
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+
+
+def runs_later(func: object) -> str | None:
+    """Say whether a call would only make something that runs later, and perhaps elsewhere.
+
+    Args:
+        func: a function, a method, a partial or an object with ``__call__``.
+
+    Returns:
+        What kind of function it is, or ``None`` if a call runs it.
+    """
+    for candidate in (func, getattr(func, "__call__", None)):  # noqa: B004 - the method itself is looked at
+        if iscoroutinefunction(candidate):
+            return "a coroutine function"
+        if isgeneratorfunction(candidate) or isasyncgenfunction(candidate):
+            return "a generator function"
+    return None
