@@ -219,7 +219,9 @@ class ContextMiddleware:
                 if not alone:
                     enter_binding(binding)
                 if self._authorize is not None and binding.tenant is not None:
-                    await self._check_authority(self._authorize, scope)
+                    verdict = self._authorize(current_context(), scope)
+                    if verdict is not True:
+                        await self._check_verdict(verdict)
             except RequestRejected as rejection:
                 binding = self._nobody(binding, scope)
                 app = self._answer(rejection, scope)
@@ -284,12 +286,12 @@ class ContextMiddleware:
             )
         return identity
 
-    async def _check_authority(self, authorize: Authorize, scope: Scope) -> None:
-        verdict = authorize(current_context(), scope)
-        if type(verdict) is not bool:
-            verdict = await verdict if isawaitable(verdict) else verdict
-            if type(verdict) is not bool:  # much that is meant as a no would count as true
-                raise ExtractorTypeError("authorize", type(verdict).__qualname__, "bool")
+    @staticmethod
+    async def _check_verdict(verdict: object) -> None:
+        if isawaitable(verdict):
+            verdict = await verdict
+        if type(verdict) is not bool:  # much that is meant as a no would count as true
+            raise ExtractorTypeError("authorize", type(verdict).__qualname__, "bool")
         if not verdict:
             raise RequestRejected(403, "tenant_forbidden")
 
