@@ -12,6 +12,8 @@ def runs_later(func: object) -> str | None:
     Returns:
         What kind of function it is, or ``None`` if a call runs it.
     """
+    if isinstance(func, type):
+        return None  # its __call__ is that of its instances
     for candidate in (func, getattr(func, "__call__", None)):  # noqa: B004 - the method itself is looked at
         if iscoroutinefunction(candidate):
             return "a coroutine function"

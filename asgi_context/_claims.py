@@ -26,6 +26,9 @@ class Claims(Mapping[str, Any]):
     _members: dict[str, FrozenJSON]
 
     def __init__(self, members: Mapping[str, Any]) -> None:
+        if not isinstance(members, Mapping):
+            message = f"claims must be a mapping, not {type(members).__qualname__}"
+            raise TypeError(message)
         self._members = {_name(name, "claims"): _freeze(value, f"claims[{name!r}]") for name, value in members.items()}
 
     def __getitem__(self, name: str, /) -> Any:  # noqa: ANN401 - JSON

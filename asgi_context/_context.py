@@ -5,8 +5,9 @@ Invariants:
 - The variable always holds a `Binding`; ``UNBOUND`` stands for "nothing" and is never entered, left or written to.
 - A `Binding` is made for one request or one block and never reused. It is small on purpose: a ``call_later`` or a task
   that outlives the request pins all that its Context holds, so what is large hangs on the binding and goes at its end.
-- A binding ends once. After a normal end its identity and store stay readable, the rest does not. If it could not be
-  taken out of the Context that it was set in, it is revoked: nothing on it can be read any more.
+- A binding ends once. After a normal end its identity and store stay readable, the rest does not. It is revoked, so
+  that nothing on it can be read any more, if it could not be taken out of the Context that it was set in, if blocks
+  were left out of order, or if the request was refused after all.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from asgi_context._claims import NO_CLAIMS, Claims
 from asgi_context._identity import ContextDraft, Identity, RequestContext, id_cell
-from asgi_context._types import Store
+from asgi_context._types import Store, check_store
 from asgi_context.errors import ContextClosedError, ContextNotBoundError
 
 if TYPE_CHECKING:
@@ -286,8 +287,10 @@ def bind_context(
         ContextNotBoundError: no identity was given and none is bound here.
         ContextClosedError: no identity was given and what is bound here was revoked.
     """
-    if store is not None and not isinstance(store, Store):
-        message = f"store must be a Store such as MemoryStore(), not {type(store).__qualname__}"
+    if store is not None:
+        check_store(store)
+    if values is not None and not isinstance(values, Mapping):
+        message = f"values must be a mapping, not {type(values).__qualname__}"
         raise TypeError(message)
     outer = _current.get()
     ids: list[str] | None = None

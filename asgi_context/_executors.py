@@ -40,6 +40,9 @@ _UNFIT: Final = (
 
 
 def _check_job(job: object) -> None:
+    if not callable(job):
+        message = f"the job must be callable, not {type(job).__qualname__}"
+        raise TypeError(message)
     kind = runs_later(job)
     if kind is not None:
         message = f"{job!r} is {kind}: a thread would only make what then runs elsewhere, without the context"
@@ -89,8 +92,13 @@ def run_in_executor(
     Raises:
         TypeError: ``func`` is a coroutine function or a generator function, or the executor runs processes.
         UnsupportedLoopError: there is no running asyncio event loop. From the future: JobError, if ``func`` raised what
-            no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt, CancelledError).
+            no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError).
     """
+    if executor is not None and not isinstance(executor, Executor):
+        message = (
+            f"the first argument must be an executor, or None for the default one, not {type(executor).__qualname__}"
+        )
+        raise TypeError(message)
     _check_job(func)
     processes = sys.modules.get("concurrent.futures.process")
     if processes is not None and isinstance(executor, processes.ProcessPoolExecutor):
@@ -120,7 +128,7 @@ class ContextThreadPoolExecutor(ThreadPoolExecutor):
 
         Returns:
             A ``concurrent.futures.Future`` with what ``fn`` returns or raises; a `JobError` in place of what no caller
-            can be handed (StopIteration, SystemExit, KeyboardInterrupt, CancelledError).
+            can be handed (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError).
 
         Raises:
             TypeError: ``fn`` is a coroutine function or a generator function.

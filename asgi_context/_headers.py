@@ -159,7 +159,7 @@ def header_name(name: object, option: str, *, lower: bool = True) -> bytes:
     if not isinstance(name, str):
         message = f"{option} must be a str, not {type(name).__qualname__}"
         raise TypeError(message)
-    encoded = name.encode()
+    encoded = name.encode("ascii", "replace").replace(b"?", b" ")  # neither is in any token
     if FIELD_NAME.fullmatch(encoded) is None:
         message = f"{option} must be a token (RFC 9110, section 5.6.2), not {name!r}"
         raise ValueError(message)

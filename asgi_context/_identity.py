@@ -46,7 +46,8 @@ class Identity(_Frozen, _IdentityFields):
         tenant: the tenant's identifier, not empty.
         user: the user's identifier inside the tenant, not empty; ``None`` for the tenant itself.
         claims: what else the proof says; JSON.
-        expires_at: when the proof ends, in seconds since the epoch; ``None`` for never.
+        expires_at: when the proof ends, in seconds since the epoch; ``None`` for never. It is kept; nothing ends with
+            it by itself.
 
     Raises:
         TypeError: an argument is of the wrong type.

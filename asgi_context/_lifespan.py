@@ -26,6 +26,7 @@ class Lifespan:
         distinct = {id(part): part for part in parts}.values()
         self._parts = [part for part in distinct if _hook(part, "open") or _hook(part, "close")]
         self._stack: AsyncExitStack | None = None
+        self._loop: object = None
         self._lock: Any = None
         self.ready = not self._parts
         """Whether requests may be handled: all is open, or there is nothing to open."""
@@ -49,12 +50,18 @@ class Lifespan:
             self.ready = not self._parts
             if stack is not None:
                 await stack.aclose()
-        self._lock = None  # it belongs to this event loop, and the next opening may be in another
 
     def _turn(self) -> Any:  # noqa: ANN401 - the lock of asyncio or of trio
-        if self._lock is None:
-            # The package imports nothing but the standard library, and under trio that module is loaded already.
-            self._lock = asyncio.Lock() if _on_asyncio() else sys.modules["trio"].Lock()
+        # One for each event loop in turn. The package imports nothing but the standard library, and under trio that
+        # module is loaded already.
+        try:
+            loop: object = asyncio.get_running_loop()
+            make = asyncio.Lock
+        except RuntimeError:
+            trio = sys.modules["trio"]
+            loop, make = trio.lowlevel.current_trio_token(), trio.Lock
+        if self._lock is None or self._loop is not loop:
+            self._loop, self._lock = loop, make()
         return self._lock
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,11 +123,3 @@ async def _call(hook: Callable[[], object] | None) -> None:
         result = hook()
         if isawaitable(result):
             await result
-
-
-def _on_asyncio() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -9,7 +9,6 @@ from typing import Any, Final, Literal, TypeAlias
 from asgi_context._callables import runs_later
 from asgi_context._claims import NO_CLAIMS
 from asgi_context._context import (
-    UNBOUND,
     Binding,
     current_binding,
     current_context,
@@ -32,11 +31,11 @@ from asgi_context._identity import Identity, RequestContext, read_id
 from asgi_context._lifespan import Lifespan
 from asgi_context._memory import MemoryStore
 from asgi_context._respond import crashed, echoing, problem, refuse
-from asgi_context._types import ASGIApp, Receive, Scope, Send, Store
+from asgi_context._types import ASGIApp, Receive, Scope, Send, Store, check_store
 from asgi_context.errors import ExtractorTypeError, RequestRejected
 
-Exempt: TypeAlias = Callable[[Scope], object]
-Authorize: TypeAlias = Callable[[RequestContext, Scope], object | Awaitable[object]]
+Exempt: TypeAlias = Callable[[Scope], bool]
+Authorize: TypeAlias = Callable[[RequestContext, Scope], bool | Awaitable[bool]]
 OnReject: TypeAlias = Callable[[RequestRejected, Scope], ASGIApp | None]
 
 _log = logging.getLogger("asgi_context")
@@ -58,10 +57,10 @@ class ContextMiddleware:
         request_id: extractor of an id that is trusted. Where it gives none, or an invalid one, an id is made.
         missing: what a request without identity gets: ``"reject"`` an answer with 400 (401 where an extractor has a
             ``challenge``), ``"unbound"`` the app with nothing bound. What is invalid is rejected either way.
-        exempt: takes the scope and says whether to run the app with nothing bound, without asking any extractor. CORS
-            preflights are exempt by themselves.
-        authorize: takes the context and the scope, may be a coroutine function, and says whether this user may act in
-            this tenant; otherwise 403.
+        exempt: takes the scope and says, by exactly ``True`` or ``False``, whether to run the app with nothing bound,
+            without asking any extractor. CORS preflights are exempt by themselves.
+        authorize: takes the context and the scope, may be a coroutine function, and says, by exactly ``True`` or
+            ``False``, whether this user may act in this tenant; otherwise 403.
         store: where shared state is kept; without one, a `MemoryStore` of this middleware's own.
         on_reject: takes the `RequestRejected` and the scope, and returns an ASGI app that gives another answer, in
             terms of HTTP also for a WebSocket, or ``None`` for the usual one.
@@ -93,9 +92,8 @@ class ContextMiddleware:
         if missing not in ("reject", "unbound"):
             message = f"missing must be 'reject' or 'unbound', not {missing!r}"
             raise ValueError(message)
-        if store is not None and (isinstance(store, type) or not isinstance(store, Store)):
-            message = f"store must be a Store such as MemoryStore(), not {store!r}"
-            raise TypeError(message)
+        if store is not None:
+            check_store(store)
         for option, hook in (("exempt", exempt), ("authorize", authorize), ("on_reject", on_reject)):
             if hook is not None and not callable(hook):
                 message = f"{option} must be callable, not {type(hook).__qualname__}"
@@ -129,6 +127,7 @@ class ContextMiddleware:
         if missing == "reject":
             code = "tenant_missing" if tenant is not None else "identity_missing"
             self._absent = 401 if self._challenges else 400, code
+        self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
         self._lifespan = Lifespan([self._store, *parts_of([source, request_id])])
@@ -139,7 +138,7 @@ class ContextMiddleware:
     async def open(self) -> None:
         """Open the store and the extractors, where there is something to open.
 
-        The lifespan does it, or else the first request. Closed again, they can be opened again.
+        The lifespan does it, or else the first request that is not exempt. Closed again, they can be opened again.
         """
         await self._lifespan.open()
 
@@ -164,13 +163,15 @@ class ContextMiddleware:
         if headers.__class__ is not list:  # any iterable will do, and the app must be able to read it once more
             headers = scope["headers"] = list(headers)
         ids: list[str] = []
+        mark: Any = None
         if _MARK in scope:
-            mark: Binding = scope[_MARK]
-            if mark is current_binding() and not mark.ended and mark.headers is headers:
+            mark = scope[_MARK]
+            if self._is_same_request(mark, headers):
+                # A sub-request of an exempt one is not exempt with it, hence the tenant.
                 if mark.owner is self and mark.tenant is not None:
                     await self.app(scope, receive, send)
                     return
-                ids = mark.ids  # a middleware around this one: it is the same request
+                ids = mark.ids
 
         # Made in place, since a call would cost as much again.
         binding = Binding()
@@ -192,7 +193,7 @@ class ContextMiddleware:
         # callables of the user's run, the binding itself stays out of sight: a task that they start copies what is
         # bound, and would be the client's from the moment that the binding is filled in.
         alone = self._alone and self._lifespan.ready
-        token = enter_binding(binding if alone else UNBOUND)
+        token = enter_binding(binding if alone else make_binding(None, None, []))
         app = self.app
         try:
             try:
@@ -207,8 +208,9 @@ class ContextMiddleware:
                     tenant = user = None
                     if self._plain is not None:
                         tenant = self._recall(found[0]) or self._plain[0](scope, found)
-                        user = self._recall(found[1]) or self._plain[1](scope, found)
-                    if tenant is not None and user is not None:
+                        if self._has_user:
+                            user = self._recall(found[1]) or self._plain[1](scope, found)
+                    if tenant is not None and (user is not None or not self._has_user):
                         binding.tenant = tenant
                         binding.user = user
                     else:
@@ -228,12 +230,17 @@ class ContextMiddleware:
             except Exception as error:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not run
                 binding = self._nobody(binding, scope)
                 app = self._answer(crashed("finding out who asks", error), scope)
+            except BaseException:  # cancelled while `authorize` decides: nobody has said yes
+                binding.revoke()
+                raise
             if self._echo is not None:
                 send = echoing(self._echo, read_id(ids).encode(), send)
             await app(scope, receive, send)
         finally:  # as `Binding.leave`, but for what the app may have left bound: that ends here as well
             binding.ended = True
             binding.headers = None
+            if mark is not None:
+                scope[_MARK] = mark
             if binding.values:
                 binding.values = {}
             try:
@@ -245,6 +252,7 @@ class ContextMiddleware:
         # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that.
         refused.revoke()
         binding = scope[_MARK] = make_binding(None, self._store, refused.ids)
+        binding.headers = refused.headers
         enter_binding(binding)
         return binding
 
@@ -253,6 +261,13 @@ class ContextMiddleware:
             await self._lifespan.run(self.app, scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    @staticmethod
+    def _is_same_request(mark: Binding, headers: object) -> bool:
+        # Not where it has ended, as in a scope that is run again; nor where it is not what is bound, as in another
+        # thread; nor for a scope that was copied for a sub-request with headers of its own. By value, since Starlette
+        # puts a copy of the list into the scope.
+        return mark is current_binding() and not mark.ended and mark.headers == headers
 
     @staticmethod
     def _is_exempt(exempt: Exempt, scope: Scope) -> bool:

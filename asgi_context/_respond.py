@@ -116,28 +116,30 @@ def crashed(what: str, error: Exception) -> RequestRejected:
     Returns:
         The rejection that answers the request: 500, without details.
     """
-    _log.error("%s failed", what, exc_info=_escaped(error, 0))
+    _log.error("%s failed", what, exc_info=_escaped(error, 0, [_MOST_SHOWN]))
     return RequestRejected(500, "internal_error")
 
 
-def _escaped(error: BaseException, depth: int) -> Exception:
+def _escaped(error: BaseException, depth: int, left: list[int]) -> Exception:
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     try:
         text = str(error).encode("unicode_escape").decode()[:_LONGEST_TEXT]
     except Exception:  # noqa: BLE001 - an error whose own text fails must not hide that it happened
         text = "(its text cannot be had)"
     shown: Exception = ExtractorError(f"{name}: {text}")
-    if depth < _DEEPEST:
+    left[0] -= 1
+    if depth < _DEEPEST and left[0] > 0:
         if isinstance(error, BaseExceptionGroup):
             inside = cast("BaseExceptionGroup[BaseException]", error).exceptions[:_DEEPEST]
-            shown = ExceptionGroup(f"{name}: {text}", [_escaped(each, depth + 1) for each in inside])
+            shown = ExceptionGroup(f"{name}: {text}", [_escaped(each, depth + 1, left) for each in inside])
         if error.__cause__ is not None:
-            shown.__cause__ = _escaped(error.__cause__, depth + 1)
+            shown.__cause__ = _escaped(error.__cause__, depth + 1, left)
         elif error.__context__ is not None:
-            shown.__context__ = _escaped(error.__context__, depth + 1)
+            shown.__context__ = _escaped(error.__context__, depth + 1, left)
     shown.__suppress_context__ = error.__suppress_context__
     return shown.with_traceback(error.__traceback__)
 
 
 _LONGEST_TEXT = 500  # characters
 _DEEPEST = 5  # a chain can be long, and can be a ring
+_MOST_SHOWN = 30  # groups of groups branch

@@ -23,11 +23,18 @@ class SharedState:
         store: where the states are kept.
         tenant: the tenant.
         user: the user inside the tenant; ``None`` for the states of the whole tenant.
+
+    Raises:
+        TypeError: tenant or user is no str.
+        ValueError: tenant or user is empty.
     """
 
     __slots__ = ("_space", "_store")
 
     def __init__(self, store: Store, tenant: str, user: str | None = None) -> None:
+        _name(tenant, "tenant")
+        if user is not None:
+            _name(user, "user")
         self._store = store
         self._space: Space = (tenant, user)
 

@@ -55,3 +55,17 @@ class Store(Protocol):
     async def clear(self, space: Space, /) -> int:
         """Remove all states of the space; say how many were removed."""
         ...
+
+
+def check_store(store: object) -> None:
+    """Check what stands where a store must.
+
+    Args:
+        store: what was given.
+
+    Raises:
+        TypeError: it is no store, or a class where an instance is meant.
+    """
+    if isinstance(store, type) or not isinstance(store, Store):
+        message = f"store must be a Store such as MemoryStore(), not {store!r}"
+        raise TypeError(message)

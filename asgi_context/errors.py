@@ -105,8 +105,8 @@ class ContextClosedError(AsgiContextError, RuntimeError):
 
     Args:
         wanted: what was asked for, such as ``"values"``.
-        why: ``"ended"`` with its request or block, or ``"revoked"``: the block that bound it was left in another
-            ``contextvars.Context`` than it was entered in.
+        why: ``"ended"`` with its request or block, or ``"revoked"``: its block was left in another
+            ``contextvars.Context`` than it was entered in or out of order, or its request was refused.
     """
 
     def __init__(self, wanted: str, why: Literal["ended", "revoked"]) -> None:
@@ -117,9 +117,9 @@ class ContextClosedError(AsgiContextError, RuntimeError):
     def __str__(self) -> str:
         if self.why == "revoked":
             return (
-                f"the {self.wanted} bound here was revoked: the block that bound it was left in another "
-                "contextvars.Context than it was entered in, as happens to a generator that yields inside the block. "
-                "Bind around the whole use, never across a yield"
+                f"the {self.wanted} bound here was revoked: its block was left in another contextvars.Context than it "
+                "was entered in, or out of order, as happens to a generator that yields inside the block (bind around "
+                "the whole use, never across a yield); or its request was refused"
             )
         return (
             f"the {self.wanted} bound here ended with the request or block that made it. Read what a longer-lived "
@@ -181,7 +181,9 @@ class RequestRejected(AsgiContextError):  # noqa: N818 - an answer that is given
 
 
 def _field(part: str | bytes, pattern: re.Pattern[bytes]) -> bytes:
-    encoded = part.encode("latin-1") if isinstance(part, str) else part
+    encoded = part.encode() if isinstance(part, str) else part
+    if isinstance(part, str) and not part.isascii():
+        encoded = b"\0"  # there is no one way to put it into bytes
     if pattern.fullmatch(encoded) is None:
         message = "a header name or value holds a character that RFC 9110, section 5, does not allow there"
         raise ValueError(message)
@@ -229,7 +231,7 @@ class ScopeKeyMissingError(ExtractorError, LookupError):
     def __str__(self) -> str:
         return (
             f"the scope has no {self.key!r}: the middleware that sets it must run before ContextMiddleware, so mount "
-            "it outside (in Starlette, earlier in the `middleware=` list)"
+            "it outside (in Starlette, earlier in the `middleware=` list, or added later by add_middleware)"
         )
 
 

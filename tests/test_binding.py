@@ -148,8 +148,14 @@ def test_values_given_are_copied() -> None:
 
 
 def test_a_store_must_be_one() -> None:
-    with pytest.raises(TypeError, match="store must be a Store"):
-        bind_context(ANN, store=5)  # type: ignore[arg-type]
+    for wrong in (5, MemoryStore):
+        with pytest.raises(TypeError, match="store must be a Store"):
+            bind_context(ANN, store=wrong)  # type: ignore[arg-type]
+
+
+def test_values_must_be_a_mapping() -> None:
+    with pytest.raises(TypeError, match="values must be a mapping"):
+        bind_context(ANN, values=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", ["acme", 1, ("acme", "ann"), Identity])

@@ -244,6 +244,20 @@ async def test_a_context_does_not_cross_into_a_process(asyncio_only: None) -> No
         await run_in_executor(pool, who)
 
 
+async def test_what_is_no_executor_or_no_function_is_refused(asyncio_only: None) -> None:
+    with pytest.raises(TypeError, match="must be an executor, or None"):
+        await run_in_executor(who, 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be callable"):
+        carry_context(3)  # type: ignore[arg-type]
+
+
+async def test_a_class_may_be_called_whatever_its_instances_do(way: Any) -> None:
+    class Later:
+        async def __call__(self) -> None: ...
+
+    assert isinstance(await way(Later), Later)
+
+
 def test_outside_of_a_loop_it_says_so() -> None:
     with pytest.raises(UnsupportedLoopError, match="needs a running asyncio event loop"):
         run_in_executor(None, who)

@@ -139,7 +139,15 @@ def test_a_twin_that_differs_in_underscores_is_refused_alone_and_beside(twin: by
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("", ValueError), ("x y", ValueError), ("x:", ValueError), ("é", ValueError), (b"x", TypeError)]
+    ("name", "error"),
+    [
+        ("", ValueError),
+        ("x y", ValueError),
+        ("x:", ValueError),
+        ("é", ValueError),
+        ("\ud800", ValueError),
+        (b"x", TypeError),
+    ],
 )
 def test_the_name_must_be_that_of_a_header(name: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="from_header: name"):
@@ -156,8 +164,10 @@ def test_a_peer_in_a_trusted_network_is_believed(peer: str) -> None:
     assert tenant(http((b"x", b"acme"), client=(peer, "1"))) == "acme"  # granian's port is a str
 
 
-@pytest.mark.parametrize("network", ["::ffff:10.0.0.0/104", "10.0.0.0/8"])
-def test_a_mapped_network_is_the_one_that_it_maps(network: str) -> None:
+@pytest.mark.parametrize(
+    "network", ["::ffff:10.0.0.0/104", ipaddress.ip_network("::ffff:10.0.0.0/104"), ipaddress.ip_network("10.0.0.0/8")]
+)
+def test_a_mapped_network_is_the_one_that_it_maps(network: Any) -> None:
     tenant = from_header("x", trusted=network)
     for peer in ("10.1.2.3", "::ffff:10.1.2.3"):
         assert tenant(http((b"x", b"acme"), client=(peer, 1))) == "acme"
@@ -279,6 +289,7 @@ def test_a_cookie_is_read_from_all_cookie_headers() -> None:
     tenant = from_cookie("tenant")
     assert tenant(http((b"host", b"a"), (b"cookie", b"a=1; tenant=acme;b=2"))) == "acme"
     assert tenant(http((b"cookie", b"a=1"), (b"cookie", b"tenant=acme"))) == "acme"
+    assert tenant(http((b"Cookie", b"tenant=acme"))) == "acme"
     assert tenant(http((b"cookie", b'tenant="acme"'))) == "acme"
     assert tenant(http((b"cookie", b"Tenant=acme; tenant; xtenant=acme"))) is None
     assert tenant(http()) is None
@@ -332,7 +343,7 @@ def test_a_bad_segment_is_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["tenants/{t}", "/tenants", "/{a}/{b}", "/t-{a}", "/{a", "/{}", "/{a}/", "//{a}", "/{1}"]
+    "template", ["tenants/{t}", "/tenants", "/{a}/{b}", "/t-{a}", "/{a", "/{}", "/{a}/", "//{a}", "/{1}", "/{a}/*"]
 )
 def test_a_template_has_one_placeholder(template: str) -> None:
     with pytest.raises(ValueError, match="from_path: template"):
@@ -341,7 +352,14 @@ def test_a_template_has_one_placeholder(template: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    [b"acme.example.com", b"ACME.Example.COM", b"acme.example.com:8000", b"acme.example.com.", b" acme.example.com"],
+    [
+        b"acme.example.com",
+        b"ACME.Example.COM",
+        b"acme.example.com:8000",
+        b"acme.example.com:",
+        b"acme.example.com.",
+        b" acme.example.com",
+    ],
 )
 def test_a_subdomain_is_one_label_in_lower_case(host: bytes) -> None:
     assert from_subdomain("Example.com")(http((b"host", host))) == "acme"
@@ -357,8 +375,6 @@ def test_a_subdomain_is_one_label_in_lower_case(host: bytes) -> None:
         b"127.0.0.1",
         b"[::1]:80",
         b"",
-        b"acme.example.com:80@evil",
-        b"acme.example.com:",
     ],
 )
 def test_a_host_that_is_not_below_the_domain_names_no_tenant(host: bytes) -> None:
@@ -376,6 +392,8 @@ def test_a_host_that_is_not_below_the_domain_names_no_tenant(host: bytes) -> Non
         b"a_b.example.com",
         b"a" * 64 + b".example.com",
         b"\xff.example.com",
+        b"acme.example.com:80@evil",
+        b"acme.example.com:x",
         "\u212aing.example.com".encode(),  # a character that becomes a k in lower case
     ],
 )
@@ -441,6 +459,11 @@ def test_what_is_no_identifier_in_the_scope_is_a_mistake_of_the_app(value: objec
 def test_a_missing_key_is_an_error_that_names_the_middleware_order() -> None:
     with pytest.raises(ScopeKeyMissingError, match=r"no 'user': the middleware that sets it must run before"):
         from_scope("user", "tenant_id")(http())
+
+
+def test_a_way_through_the_scope_is_written_as_arguments() -> None:
+    with pytest.raises(ValueError, match=r"from_scope\('user', 'tenant'\)"):
+        from_scope("user.tenant")
 
 
 def test_a_constant_is_always_there() -> None:
@@ -561,6 +584,25 @@ def test_compositions_need_parts(compose: Any) -> None:
         compose(from_header("x"), "x-tenant-id")
     with pytest.raises(TypeError, match="the class"):
         compose(from_header("x"), Identity)
+
+
+def test_parts_give_strings_or_identities_but_not_both() -> None:
+    with pytest.raises(TypeError, match="some parts give strings and some identities"):
+        first_of(from_header("x"), identity_from(tenant=constant("acme")))
+
+
+@pytest.mark.parametrize("wrong", [from_header, constant, first_of])
+def test_an_extractor_that_was_not_called_is_no_extractor(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=f"call it, {wrong.__name__}"):
+        identity_from(tenant=wrong)
+
+
+def test_a_generator_function_is_no_extractor() -> None:
+    async def tenant(scope: Any) -> Any:
+        yield "acme"
+
+    with pytest.raises(TypeError, match="tenant must be an extractor"):
+        identity_from(tenant=tenant)
 
 
 def test_a_proof_needs_a_hint() -> None:

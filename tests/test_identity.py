@@ -105,6 +105,7 @@ def test_a_request_id_is_made_when_first_read_and_then_stays() -> None:
         ({"tenant": "acme", "user": 1}, TypeError),
         ({"tenant": "acme", "claims": {"a": object()}}, TypeError),
         ({"tenant": "acme", "claims": {1: "a"}}, TypeError),
+        ({"tenant": "acme", "claims": [1]}, TypeError),
     ],
 )
 def test_wrong_arguments_are_refused(kind: Any, arguments: dict[str, Any], error: type[Exception]) -> None:

@@ -263,6 +263,27 @@ async def test_exempt_requests_are_served_while_nothing_can_be_opened() -> None:
     assert (await run(middleware, http())).status == 500
 
 
+async def test_closing_and_opening_at_once_take_turns() -> None:
+    log: list[str] = []
+    middleware = ContextMiddleware(hello, tenant=Part(log))
+    await middleware.open()
+    async with anyio.create_task_group() as tasks:
+        for call in (middleware.close, middleware.open, middleware.open, middleware.close, middleware.open):
+            tasks.start_soon(call)
+    await middleware.close()
+    assert log == ["open part", "close part"] * (len(log) // 2)
+
+
+def test_each_event_loop_in_turn_can_open_and_close() -> None:
+    log: list[str] = []
+    middleware = ContextMiddleware(hello, tenant=Part(log))
+    for _ in range(2):
+        for backend in ("asyncio", "trio"):
+            anyio.run(middleware.open, backend=backend)
+            anyio.run(middleware.close, backend=backend)
+    assert log == ["open part", "close part"] * 4
+
+
 async def test_where_there_is_nothing_to_open_the_lifespan_passes_untouched() -> None:
     middleware = ContextMiddleware(lifespan_app([]), tenant=TENANT)
     assert await run_lifespan(middleware) == ["startup.complete", "shutdown.complete"]

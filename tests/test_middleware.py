@@ -27,8 +27,9 @@ from asgi_context import (
     from_query,
     identity_from,
 )
+from asgi_context._context import Binding, current_binding, make_binding
 from asgi_context.errors import ContextClosedError
-from asgi_context.values import get_from_context, update_request_context
+from asgi_context.values import get_from_context, request_context, update_request_context
 
 pytestmark = pytest.mark.anyio
 
@@ -187,16 +188,27 @@ async def test_what_the_server_leaves_bound_is_not_believed(scope_of: Any) -> No
     seen_by_extractor = []
 
     def tenant(scope: Any) -> str | None:
-        seen_by_extractor.append(current_context(None))
+        seen_by_extractor.append((current_context(None), get_from_context("a")))
         return None
 
-    with bind_context(Identity("other"), store=MemoryStore()) as leaked:
+    with bind_context(Identity("other"), store=MemoryStore()) as leaked, request_context(a="leaked"):
         await run(wrap(app, missing="unbound"), scope_of())
         await run(wrap(app, exempt=lambda scope: True), scope_of(*who()))
         await run(ContextMiddleware(app, tenant=tenant, missing="unbound"), scope_of())
         assert current_context() is leaked
     assert app.seen == [None, None, None]
-    assert seen_by_extractor == [None]
+    assert seen_by_extractor == [(None, None)]
+
+
+async def test_values_from_outside_do_not_reach_an_extractor_that_runs_for_nobody() -> None:
+    seen = []
+
+    def tenant(scope: Any) -> None:
+        seen.append(get_from_context("a"))
+
+    with request_context(a="outside"):
+        await run(ContextMiddleware(hello, tenant=tenant, missing="unbound"), http())
+    assert seen == [None]
 
 
 async def test_a_refused_request_leaves_nothing_of_the_one_before_to_its_answer() -> None:
@@ -462,6 +474,40 @@ async def test_a_sub_request_with_headers_of_its_own_is_bound_for_itself() -> No
     assert seen == ["acme", "globex", "acme"]
 
 
+async def test_a_scope_whose_headers_were_copied_is_still_the_same_request() -> None:
+    """Starlette puts a copy of the list into the scope as soon as somebody looks at the headers."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(current_context())
+        if len(seen) == 1:
+            scope["headers"] = list(scope["headers"])
+            await middleware(scope, receive, send)
+            await ContextMiddleware(app, tenant=constant("inner"))(scope, receive, send)
+
+    middleware = wrap(app)
+    await run(middleware, http(*who("acme")))
+    assert seen[1] is seen[0]
+    assert (seen[2].tenant, seen[2].request_id) == ("inner", seen[0].request_id)
+
+
+async def test_two_middlewares_tried_one_after_the_other_agree_on_the_request_id() -> None:
+    async def cascade(scope: Any, receive: Any, send: Any) -> None:
+        for inner in (ContextMiddleware(app, tenant=constant("a")), ContextMiddleware(app, tenant=constant("b"))):
+            await inner(scope, receive, send)
+
+    app = Seen(lambda: current_context().request_id)
+    await run(wrap(cascade), http(*who()))
+    assert len(set(app.seen)) == 1
+
+
+async def test_an_answer_that_is_wrapped_itself_has_the_request_id_that_is_echoed() -> None:
+    app = Seen(lambda: current_context().request_id.encode())
+    answer = ContextMiddleware(app, tenant=constant("public"))
+    exchange = await run(wrap(hello, on_reject=lambda *_: answer, echo_request_id="x-request-id"), http())
+    assert exchange.header(b"x-request-id") == app.seen
+
+
 async def test_a_sub_request_of_an_exempt_one_is_not_exempt_with_it() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(current_context(None))
@@ -550,6 +596,15 @@ async def test_the_apps_exceptions_pass_unchanged() -> None:
         await run(wrap(app), http(*who()))
     assert caught.value is error
     assert caught.value.__context__ is None
+
+
+async def test_a_binding_made_in_place_has_all_that_a_made_one_has() -> None:
+    def slots(binding: Binding) -> set[str]:
+        return {name for name in Binding.__slots__ if hasattr(binding, name)}
+
+    app = Seen(lambda: slots(current_binding()))
+    await run(wrap(app), http(*who()))
+    assert app.seen == [slots(make_binding(None, None, []))] == [set(Binding.__slots__)]
 
 
 async def test_no_state_of_a_request_is_on_the_middleware() -> None:
@@ -658,6 +713,20 @@ async def test_who_is_not_authorized_is_not_bound_for_the_answer_either() -> Non
     for read in (current_context, current_state, lambda: get_from_context("seen")):
         with pytest.raises(ContextClosedError, match="revoked"):
             kept[0].run(read)
+
+
+async def test_who_leaves_while_authorize_decides_was_never_let_in() -> None:
+    async def authorize(context: Any, scope: Any) -> bool:
+        kept.append(contextvars.copy_context())
+        cancel.cancel()
+        await anyio.sleep(1)
+        return True
+
+    kept: list[contextvars.Context] = []
+    with anyio.CancelScope() as cancel:
+        await run(wrap(hello, authorize=authorize), http(*who()))
+    with pytest.raises(ContextClosedError, match="refused"):
+        kept[0].run(current_context)
 
 
 async def test_authorize_is_not_asked_about_nobody() -> None:

@@ -226,6 +226,16 @@ async def test_the_log_shows_what_is_inside_a_group_of_errors(caplog: pytest.Log
     assert "deep" in caplog.text
     assert "second" in caplog.text
     assert "\x1b" not in caplog.text
+
+    def branching(scope: Any) -> str:
+        raise branch(5)
+
+    def branch(depth: int) -> Exception:
+        return ExceptionGroup("branch", [branch(depth - 1) for _ in range(5)]) if depth else KeyError("leaf")
+
+    caplog.clear()
+    await run(wrap(hello, tenant=branching), http())
+    assert caplog.text.count("builtins.ExceptionGroup: branch") < 100
     await run(wrap(hello, tenant=endless), http())
     assert "level" in caplog.text
     assert "bottom" not in caplog.text
@@ -430,7 +440,10 @@ def test_a_rejection_must_make_sense(arguments: Any, error: type[Exception]) -> 
         RequestRejected(*arguments)
 
 
-@pytest.mark.parametrize("header", [("a b", "c"), ("", "c"), ("a", "b\r\nset-cookie: x"), (b"a", b"\x00"), ("a:", "b")])
+@pytest.mark.parametrize(
+    "header",
+    [("a b", "c"), ("", "c"), ("a", "b\r\nset-cookie: x"), ("a", "€"), ("é", "b"), (b"a", b"\x00"), ("a:", "b")],
+)
 def test_a_rejection_cannot_split_the_answer(header: Any) -> None:
     with pytest.raises(ValueError, match="RFC 9110"):
         RequestRejected(400, "bad", headers=[header])

@@ -236,6 +236,12 @@ async def test_names_are_strings_that_are_not_empty(state: SharedState, call: Ca
             await call(state, wrong)
 
 
+@pytest.mark.parametrize(("tenant", "user"), [(None, None), ("", None), ("acme", ""), ("acme", 1)])
+def test_a_state_belongs_to_somebody(tenant: Any, user: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="must"):
+        SharedState(MemoryStore(), tenant, user)
+
+
 async def test_data_must_be_a_mapping(state: SharedState) -> None:
     with pytest.raises(TypeError, match="data must be a mapping"):
         await state.upsert("s", [("a", 1)])  # type: ignore[arg-type]

@@ -10,14 +10,12 @@ from asgi_context._extract._sources import (
     from_scope,
     from_subdomain,
 )
-from asgi_context._extract._step import BuiltIn, Extractor, Read, Step, ask, compile_step, parts_of
+from asgi_context._extract._step import Extractor, Step, ask, compile_step, parts_of
 from asgi_context._extract._trust import SharedSecret
 
 __all__ = [
-    "BuiltIn",
     "Extractor",
     "IdentityFrom",
-    "Read",
     "SharedSecret",
     "Step",
     "agree",

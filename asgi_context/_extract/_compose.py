@@ -1,7 +1,9 @@
 """Extractors made of extractors."""
 
+from types import FunctionType
 from typing import Final
 
+from asgi_context._callables import runs_later
 from asgi_context._extract._sources import FromHeader
 from asgi_context._extract._step import BuiltIn, Extractor, Read, Step, Value, ask, compile_step, composed
 from asgi_context._headers import Found, HeaderPlan
@@ -24,8 +26,11 @@ def check_extractor(extractor: object, option: str, gives: type | None = None) -
     if isinstance(extractor, type):
         message = f"{option} must be an extractor, not the class {extractor.__qualname__}: call it"
         raise TypeError(message)
-    if not callable(extractor):
-        message = f"{option} must be an extractor, a callable that takes the scope, not {extractor!r}"
+    if not callable(extractor) or runs_later(extractor) == "a generator function":
+        message = f"{option} must be an extractor, a callable that takes the scope and returns, not {extractor!r}"
+        raise TypeError(message)
+    if isinstance(extractor, FunctionType) and extractor.__module__.startswith("asgi_context._extract"):
+        message = f"{option} must be an extractor, which {extractor.__name__} makes: call it, {extractor.__name__}(...)"
         raise TypeError(message)
     known = extractor.gives if isinstance(extractor, BuiltIn) else None
     if gives is not None and known is not None and known is not gives:
@@ -36,10 +41,8 @@ def check_extractor(extractor: object, option: str, gives: type | None = None) -
 class _Composition(BuiltIn):
     def __init__(self, name: str, *parts: Extractor) -> None:
         for part in parts:
-            check_extractor(part, name)
+            check_extractor(part, f"a part of {name}")
         self.parts = parts
-        kinds = {part.gives if isinstance(part, BuiltIn) else None for part in parts}
-        self.gives = kinds.pop() if len(kinds) == 1 else None
         self._repr = f"{name}({', '.join(map(repr, parts))})"
 
     def __repr__(self) -> str:
@@ -58,20 +61,21 @@ class IdentityFrom(_Composition):
         self._tenant = tenant
         self._user = user
 
-    def plain_parts(self, plan: HeaderPlan) -> tuple[Read, Read] | None:
-        """Give the two halves by themselves, where both are nothing but headers, and get the first two slots.
+    def plain_parts(self, plan: HeaderPlan) -> tuple[Read, ...] | None:
+        """Give the parts by themselves, where they are nothing but headers, and have the first slots in their order.
 
         Args:
             plan: where headers are claimed; nothing was claimed so far.
 
         Returns:
-            How to read the tenant, and the user; ``None`` where either is more than a header.
+            How to read the tenant, and the user if there is one; ``None`` where any is more than a header.
         """
-        tenant, user = self._tenant, self._user
-        if not (isinstance(tenant, FromHeader) and tenant.plain and isinstance(user, FromHeader) and user.plain):
-            return None
-        reads = tenant.compile(plan, "tenant").run, user.compile(plan, "user").run
-        return reads if len(plan.names) == len(reads) else None  # fewer slots: both halves are the same header
+        reads: list[Read] = []
+        for part, role in zip(self.parts, ("tenant", "user"), strict=False):
+            if not (isinstance(part, FromHeader) and part.plain):
+                return None
+            reads.append(part.compile(plan, role).run)
+        return tuple(reads) if len(plan.names) == len(reads) else None  # fewer slots: both are the same header
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - the parts have roles of their own
         tenant_step = compile_step(self._tenant, plan, "tenant")
@@ -90,7 +94,8 @@ class IdentityFrom(_Composition):
                     raise ExtractorTypeError(called, type(value).__qualname__, "str or None")
             return None
 
-        # The user is read also where there is no tenant, since it may be invalid. Each user's first request comes here.
+        # The user is read also where there is no tenant, since it may be invalid. In both colours, unlike the other
+        # compositions: this one stands in nearly every middleware.
         if not (tenant_step.waits or user_step.waits):
             read_tenant, read_user = tenant_step.run, user_step.run
 
@@ -132,6 +137,14 @@ def identity_from(*, tenant: Extractor, user: Extractor | None = None) -> BuiltI
 
 
 class _FirstOf(_Composition):
+    def __init__(self, *parts: Extractor) -> None:
+        super().__init__("first_of", *parts)
+        kinds = {part.gives if isinstance(part, BuiltIn) else None for part in parts}
+        if {str, Identity} <= kinds:
+            message = "first_of: some parts give strings and some identities"
+            raise TypeError(message)
+        self.gives = kinds.pop() if len(kinds) == 1 else None
+
     def compile(self, plan: HeaderPlan, role: str) -> Step:
         steps = [compile_step(part, plan, role) for part in self.parts]
 
@@ -163,7 +176,7 @@ def first_of(*extractors: Extractor) -> BuiltIn:
     if not extractors:
         message = "first_of: needs at least one extractor"
         raise ValueError(message)
-    return _FirstOf("first_of", *extractors)
+    return _FirstOf(*extractors)
 
 
 class _Agree(_Composition):

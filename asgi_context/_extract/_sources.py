@@ -154,7 +154,8 @@ class _FromCookie(_Source):
         def run(scope: Scope, _found: Found) -> str | None:
             values: list[bytes] = []
             for header, line in scope["headers"]:
-                if header == b"cookie":  # HTTP/2 may split it into several (RFC 9113, section 8.2.3)
+                # In a pass of its own: of this header there may be several (RFC 9113, section 8.2.3).
+                if header.lower() == b"cookie":
                     for pair in line.split(b";"):
                         name, equals, value = pair.partition(b"=")
                         if equals and name.strip(b" \t") == self._name:
@@ -200,7 +201,7 @@ class _FromPath(_Source):
         segments = _text(template, "from_path: template").split("/")
         places = [index for index, segment in enumerate(segments) if _PLACE.fullmatch(segment)]
         literal = [segment for index, segment in enumerate(segments) if index not in places]
-        if segments[0] or len(places) != 1 or any(not s or "{" in s or "}" in s for s in literal[1:]):
+        if segments[0] or len(places) != 1 or any(not s or set(s) & set("{}*") for s in literal[1:]):
             message = f'from_path: template must be like "/tenants/{{tenant}}", with one placeholder, not {template!r}'
             raise ValueError(message)
         self._place = places[0]
@@ -265,11 +266,11 @@ class _FromSubdomain(_Source):
             # In lower case as bytes: as text, some other characters would become ASCII letters.
             lower = raw.lower() if isinstance(raw, bytes) else raw
             host, colon, port = _header_text(lower, role).partition(":")
-            if colon and not (port.isascii() and port.isdigit()):
-                return None
             host = host.removesuffix(".")
             if not host.endswith(suffix):
                 return None
+            if colon and port.strip("0123456789"):  # what RFC 3986, section 3.2.3, does not allow may hide a host
+                raise RequestRejected(400, f"{role}_invalid")
             label = host.removesuffix(suffix)
             if valid is None and not _DNS_LABEL.fullmatch(label):
                 raise RequestRejected(400, f"{role}_invalid")
@@ -300,6 +301,9 @@ class _FromScope(_Source):
     def __init__(self, key: str, steps: tuple[str, ...], valid: Valid | None) -> None:
         super().__init__("from_scope", ".".join(map(str, (key, *steps))), valid)
         self._key = _text(key, "from_scope: key")
+        if "." in key and not steps:
+            message = f"from_scope: write the way as arguments of their own: from_scope{tuple(key.split('.'))!r}"
+            raise ValueError(message)
         self._steps = tuple(_text(step, "from_scope: path") for step in steps)
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - no header of its own

@@ -2,7 +2,8 @@
 
 A step is a function of the scope and of what the one pass over the headers found. A source that can answer at once is
 a plain function; one that may have to wait is a coroutine function, and `Step.waits` says so. Compositions are written
-once, as coroutine functions: where none of their parts waits, they are run on the spot.
+once, as coroutine functions (`identity_from` alone is written twice, for speed): where none of their parts waits, they
+are run on the spot.
 """
 
 from abc import ABC, abstractmethod

@@ -112,9 +112,7 @@ class Trust:
 
 
 def _network(entry: object) -> Network:
-    if isinstance(entry, IPv4Network | IPv6Network):
-        return entry
-    if not isinstance(entry, str):
+    if not isinstance(entry, str | IPv4Network | IPv6Network):
         message = f"from_header: trusted= takes networks and SharedSecrets, not {type(entry).__qualname__}"
         raise TypeError(message)
     try:

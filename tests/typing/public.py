@@ -51,6 +51,7 @@ async def use(app: ASGIApp, pool: ContextThreadPoolExecutor) -> None:
     wrapped: ASGIApp = ContextMiddleware(app, tenant=tenant, user=from_header("x"), store=store)
     wrapped = ContextMiddleware(app, identity=lambda scope: Identity("acme"), authorize=lambda c, s: c.tenant == "a")
     wrapped = ContextMiddleware(app, tenant=constant("a"), missing="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    wrapped = ContextMiddleware(app, tenant=tenant, exempt=lambda scope: None)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
     await wrapped({"type": "http"}, receive, send)
 
 
