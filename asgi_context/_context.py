@@ -311,7 +311,8 @@ def bind_context(
     if request_id is not None:
         ids = id_cell(request_id)
     elif ids is None:
-        ids = [] if outer is UNBOUND or outer.revoked else outer.ids
+        # Not from a binding that stands for nobody in particular, which requests share.
+        ids = outer.ids if (outer.tenant is not None or outer.owner is not None) and not outer.revoked else []
     binding = make_binding(whole, outer.store if store is None else store, ids)
     if values is not None:
         binding.values = dict(values)

@@ -130,6 +130,8 @@ class ContextMiddleware:
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
+        # What is bound meanwhile. Not UNBOUND, under which a block of values may be open outside.
+        self._nobody = make_binding(None, None, [])
         self._lifespan = Lifespan([self._store, *parts_of([source, request_id])])
 
     def __repr__(self) -> str:
@@ -193,13 +195,16 @@ class ContextMiddleware:
         # callables of the user's run, the binding itself stays out of sight: a task that they start copies what is
         # bound, and would be the client's from the moment that the binding is filled in.
         alone = self._alone and self._lifespan.ready
-        token = enter_binding(binding if alone else make_binding(None, None, []))
+        token = enter_binding(binding if alone else self._nobody)
         app = self.app
         try:
             try:
-                if not (kind == "http" and scope["method"] == "OPTIONS" and _is_preflight(headers)) and (
-                    self._exempt is None or not self._is_exempt(self._exempt, scope)
-                ):
+                exempt = kind == "http" and scope["method"] == "OPTIONS" and _is_preflight(headers)
+                if self._exempt is not None and not exempt:
+                    exempt = self._exempt(scope)
+                    if exempt is not True and exempt is not False:
+                        raise ExtractorTypeError("exempt", type(exempt).__qualname__, "bool")  # noqa: TRY301
+                if not exempt:
                     if not alone and not self._lifespan.ready:
                         await self._lifespan.open()
                     found = self._scan(headers)
@@ -225,10 +230,10 @@ class ContextMiddleware:
                     if verdict is not True:
                         await self._check_verdict(verdict)
             except RequestRejected as rejection:
-                binding = self._nobody(binding, scope)
+                binding = self._refuse(binding, scope)
                 app = self._answer(rejection, scope)
             except Exception as error:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not run
-                binding = self._nobody(binding, scope)
+                binding = self._refuse(binding, scope)
                 app = self._answer(crashed("finding out who asks", error), scope)
             except BaseException:  # cancelled while `authorize` decides: nobody has said yes
                 binding.revoke()
@@ -248,7 +253,7 @@ class ContextMiddleware:
             except ValueError:
                 binding.revoke()
 
-    def _nobody(self, refused: Binding, scope: Scope) -> Binding:
+    def _refuse(self, refused: Binding, scope: Scope) -> Binding:
         # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that.
         refused.revoke()
         binding = scope[_MARK] = make_binding(None, self._store, refused.ids)
@@ -268,13 +273,6 @@ class ContextMiddleware:
         # thread; nor for a scope that was copied for a sub-request with headers of its own. By value, since Starlette
         # puts a copy of the list into the scope.
         return mark is current_binding() and not mark.ended and mark.headers == headers
-
-    @staticmethod
-    def _is_exempt(exempt: Exempt, scope: Scope) -> bool:
-        verdict = exempt(scope)
-        if type(verdict) is not bool:
-            raise ExtractorTypeError("exempt", type(verdict).__qualname__, "bool")
-        return verdict
 
     async def _take_request_id(self, step: Step, ids: list[str], scope: Scope, found: Found) -> None:
         if ids:

@@ -26,7 +26,7 @@ from starlette_context import context as starlette_context
 from starlette_context import plugins
 from starlette_context.middleware import RawContextMiddleware
 
-from asgi_context import ContextMiddleware, current_context, from_header
+from asgi_context import ContextMiddleware, constant, current_context, first_of, from_header
 
 App = Callable[..., Awaitable[None]]
 
@@ -149,6 +149,18 @@ def variants() -> dict[str, tuple[App, bool]]:
         ),
         "ours, request id given + echo": (
             ours(read_request_id, request_id=trusted_id, echo_request_id="x-request-id"),
+            False,
+        ),
+        "ours, headers of a trusted network": (
+            ContextMiddleware(
+                reading(read_tenant),
+                tenant=from_header("x-tenant-id", trusted="203.0.113.0/24"),
+                user=from_header("x-user-id", trusted="203.0.113.0/24"),
+            ),
+            False,
+        ),
+        "ours, first_of(header, constant)": (
+            ContextMiddleware(reading(read_tenant), tenant=first_of(from_header("x-tenant-id"), constant("public"))),
             False,
         ),
         "asgi-request-id": (RequestIdMiddleware(reading(request_id_ctx_var.get)), False),
