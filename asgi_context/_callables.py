@@ -1,6 +1,8 @@
 """What can be told of a callable before it is called."""
 
+from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from typing import cast
 
 
 def runs_later(func: object) -> str | None:
@@ -12,6 +14,8 @@ def runs_later(func: object) -> str | None:
     Returns:
         What kind of function it is, or ``None`` if a call runs it.
     """
+    while isinstance(func, partial):
+        func = cast("partial[object]", func).func
     if isinstance(func, type):
         return None  # its __call__ is that of its instances
     for candidate in (func, getattr(func, "__call__", None)):  # noqa: B004 - the method itself is looked at

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from asgi_context._claims import NO_CLAIMS, Claims
 from asgi_context._identity import ContextDraft, Identity, RequestContext, id_cell
-from asgi_context._types import Store, check_store
+from asgi_context._types import Scope, Store, check_store
 from asgi_context.errors import ContextClosedError, ContextNotBoundError
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Binding:
         "context",
         "ended",
         "expires_at",
-        "headers",
         "ids",
         "owner",
         "revoked",
+        "scope",
         "state",
         "store",
         "tenant",
@@ -61,8 +61,8 @@ class Binding:
     """The cell of the request id."""
     owner: object
     """The middleware that made it."""
-    headers: object
-    """The header list that it was made for, as long as it lasts."""
+    scope: Scope | None
+    """The scope that it was made for, as long as it lasts."""
     context: RequestContext | None
     state: Any
     """The `SharedState`, once it was asked for."""
@@ -142,7 +142,7 @@ def make_binding(identity: Identity | None, store: Store | None, ids: list[str])
     binding = Binding()
     binding.store = store
     binding.ids = ids
-    binding.owner = binding.headers = binding.context = None
+    binding.owner = binding.scope = binding.context = None
     binding.take(identity)
     binding.state = None
     binding.values = {}

@@ -39,6 +39,7 @@ Authorize: TypeAlias = Callable[[RequestContext, Scope], bool | Awaitable[bool]]
 OnReject: TypeAlias = Callable[[RequestRejected, Scope], ASGIApp | None]
 
 _log = logging.getLogger("asgi_context")
+_REQUEST: Final = ("type", "path", "query_string", "headers")  # what makes a copied scope the same request
 _MARK: Final = "asgi_context"  # the scope's key for the binding that was made for it
 
 
@@ -130,8 +131,6 @@ class ContextMiddleware:
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
-        # What is bound meanwhile. Not UNBOUND, under which a block of values may be open outside.
-        self._nobody = make_binding(None, None, [])
         self._lifespan = Lifespan([self._store, *parts_of([source, request_id])])
 
     def __repr__(self) -> str:
@@ -168,7 +167,7 @@ class ContextMiddleware:
         mark: Any = None
         if _MARK in scope:
             mark = scope[_MARK]
-            if self._is_same_request(mark, headers):
+            if self._is_same_request(mark, scope):
                 # A sub-request of an exempt one is not exempt with it, hence the tenant.
                 if mark.owner is self and mark.tenant is not None:
                     await self.app(scope, receive, send)
@@ -181,7 +180,7 @@ class ContextMiddleware:
         binding.user = None
         binding.claims = NO_CLAIMS
         binding.expires_at = None
-        binding.headers = headers
+        binding.scope = scope
         binding.store = self._store
         binding.ids = ids
         binding.owner = self
@@ -195,7 +194,7 @@ class ContextMiddleware:
         # callables of the user's run, the binding itself stays out of sight: a task that they start copies what is
         # bound, and would be the client's from the moment that the binding is filled in.
         alone = self._alone and self._lifespan.ready
-        token = enter_binding(binding if alone else self._nobody)
+        token = enter_binding(binding if alone else make_binding(None, None, []))
         app = self.app
         try:
             try:
@@ -243,7 +242,7 @@ class ContextMiddleware:
             await app(scope, receive, send)
         finally:  # as `Binding.leave`, but for what the app may have left bound: that ends here as well
             binding.ended = True
-            binding.headers = None
+            binding.scope = None
             if mark is not None:
                 scope[_MARK] = mark
             if binding.values:
@@ -256,8 +255,10 @@ class ContextMiddleware:
     def _refuse(self, refused: Binding, scope: Scope) -> Binding:
         # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that.
         refused.revoke()
+        refused.ended = True
         binding = scope[_MARK] = make_binding(None, self._store, refused.ids)
-        binding.headers = refused.headers
+        binding.owner = self
+        binding.scope, refused.scope = refused.scope, None
         enter_binding(binding)
         return binding
 
@@ -268,11 +269,12 @@ class ContextMiddleware:
             await self.app(scope, receive, send)
 
     @staticmethod
-    def _is_same_request(mark: Binding, headers: object) -> bool:
+    def _is_same_request(mark: Binding, scope: Scope) -> bool:
         # Not where it has ended, as in a scope that is run again; nor where it is not what is bound, as in another
-        # thread; nor for a scope that was copied for a sub-request with headers of its own. By value, since Starlette
-        # puts a copy of the list into the scope.
-        return mark is current_binding() and not mark.ended and mark.headers == headers
+        # thread; nor for a scope that was copied for a sub-request of its own, with another path or other headers.
+        if mark.ended or mark.scope is None or mark is not current_binding():
+            return False
+        return mark.scope is scope or all(mark.scope.get(key) == scope.get(key) for key in _REQUEST)
 
     async def _take_request_id(self, step: Step, ids: list[str], scope: Scope, found: Found) -> None:
         if ids:

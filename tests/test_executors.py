@@ -130,7 +130,8 @@ async def test_what_would_run_later_without_the_context_is_refused(way: Any) -> 
     class Later:
         async def __call__(self) -> None: ...
 
-    for wrong in (job, functools.partial(job), Later(), Later().__call__, generator, asynchronous_generator):
+    later = functools.partial(Later())
+    for wrong in (job, functools.partial(job), Later(), later, generator, asynchronous_generator):
         with pytest.raises(TypeError, match=r"is a (coroutine|generator) function"):
             await way(wrong)
 

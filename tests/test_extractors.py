@@ -1,6 +1,7 @@
 """Each extractor: what it reads, what counts as absent, what it refuses."""
 
 import asyncio
+import functools
 import ipaddress
 from types import SimpleNamespace
 from typing import Any
@@ -572,8 +573,10 @@ def test_identities_agree_in_their_tenants_and_in_users_where_both_have_one() ->
 
 
 def test_a_string_cannot_be_held_against_a_whole_identity() -> None:
+    with pytest.raises(TypeError, match="cannot be held against whole identities"):
+        agree(constant("acme"), identity_from(tenant=constant("acme")))
     with pytest.raises(ExtractorTypeError, match="hint"):
-        agree(constant("acme"), identity_from(tenant=constant("acme")))(http())
+        agree(constant("acme"), lambda scope: Identity("acme"))(http()).send(None)
 
 
 @pytest.mark.parametrize("compose", [first_of, agree])
@@ -595,6 +598,18 @@ def test_parts_give_strings_or_identities_but_not_both() -> None:
 def test_an_extractor_that_was_not_called_is_no_extractor(wrong: Any) -> None:
     with pytest.raises(TypeError, match=f"call it, {wrong.__name__}"):
         identity_from(tenant=wrong)
+
+
+def test_a_function_of_the_users_own_may_look_like_one_of_ours() -> None:
+    @functools.wraps(from_header)
+    def wrapped(scope: Any) -> str:
+        return "acme"
+
+    made: dict[str, Any] = {"__builtins__": {}}
+    exec("def tenant(scope): return 'acme'", made)
+    for tenant in (wrapped, made["tenant"]):
+        with pytest.raises(StopIteration):
+            identity_from(tenant=tenant)(http()).send(None)
 
 
 def test_a_generator_function_is_no_extractor() -> None:

@@ -24,6 +24,7 @@ from asgi_context import (
     current_state,
     first_of,
     from_header,
+    from_path,
     from_query,
     identity_from,
 )
@@ -489,6 +490,69 @@ async def test_a_scope_whose_headers_were_copied_is_still_the_same_request() -> 
     await run(middleware, http(*who("acme")))
     assert seen[1] is seen[0]
     assert (seen[2].tenant, seen[2].request_id) == ("inner", seen[0].request_id)
+
+
+@pytest.mark.parametrize("change", [{"path": "/b/x"}, {"query_string": b"t=b"}, {"type": "websocket"}])
+async def test_a_sub_request_for_something_else_is_authorized_for_itself(change: Any) -> None:
+    """Though its headers are the same: they need not be all that says who asks."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if len(asked) == 1:
+            await middleware({**scope, **change}, receive, send)
+
+    def authorize(context: Any, scope: Any) -> bool:
+        asked.append(context.tenant)
+        return True
+
+    asked: list[str] = []
+    tenant = first_of(from_query("t"), from_path("/{tenant}/x"))
+    middleware = ContextMiddleware(app, tenant=tenant, authorize=authorize)
+    await run(middleware, http(path="/a/x"))
+    assert asked == ["a", "a" if "type" in change else "b"]
+
+
+async def test_what_a_refused_request_has_started_is_not_let_in_by_its_scope(asyncio_only: None) -> None:
+    async def authorize(context: Any, scope: Any) -> bool:
+        tasks.append(asyncio.create_task(later(dict(scope))))
+        return False
+
+    async def later(scope: Any) -> int:
+        await ended.wait()
+        return (await run(middleware, scope)).status
+
+    tasks: list[asyncio.Task[int]] = []
+    ended = asyncio.Event()
+    middleware = wrap(hello, authorize=authorize)
+    assert (await run(middleware, http(*who()))).status == 403
+    ended.set()
+    assert await tasks[0] == 403
+    tasks[1].cancel()
+
+
+async def test_what_is_bound_by_hand_in_an_answer_has_the_request_id_that_is_echoed() -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        with bind_context(Identity("audit")) as context:
+            seen.append(context.request_id.encode())
+        await hello(scope, receive, send)
+
+    seen: list[bytes] = []
+    exchange = await run(wrap(hello, on_reject=lambda *_: answer, echo_request_id="x-request-id"), http())
+    assert exchange.header(b"x-request-id") == seen
+
+
+async def test_values_of_one_extractor_are_out_of_reach_for_that_of_another_request() -> None:
+    async def tenant(scope: Any) -> str:
+        seen.append(get_from_context("secret"))
+        if scope["path"] == "/":
+            with request_context(secret="of the first"):
+                await run(middleware, http(path="/inner"))
+                seen.append(get_from_context("secret"))
+        return "acme"
+
+    seen: list[Any] = []
+    middleware = ContextMiddleware(hello, tenant=tenant)
+    await run(middleware, http())
+    assert seen == [None, None, "of the first"]
 
 
 async def test_two_middlewares_tried_one_after_the_other_agree_on_the_request_id() -> None:

@@ -29,13 +29,17 @@ def check_extractor(extractor: object, option: str, gives: type | None = None) -
     if not callable(extractor) or runs_later(extractor) == "a generator function":
         message = f"{option} must be an extractor, a callable that takes the scope and returns, not {extractor!r}"
         raise TypeError(message)
-    if isinstance(extractor, FunctionType) and extractor.__module__.startswith("asgi_context._extract"):
+    if isinstance(extractor, FunctionType) and _is_ours(extractor):
         message = f"{option} must be an extractor, which {extractor.__name__} makes: call it, {extractor.__name__}(...)"
         raise TypeError(message)
     known = extractor.gives if isinstance(extractor, BuiltIn) else None
     if gives is not None and known is not None and known is not gives:
         message = f"{option} must be an extractor of {gives.__name__}, and {extractor!r} gives {known.__name__}"
         raise TypeError(message)
+
+
+def _is_ours(function: FunctionType) -> bool:
+    return str(function.__globals__.get("__name__")).startswith("asgi_context._extract.")
 
 
 class _Composition(BuiltIn):
@@ -182,7 +186,11 @@ def first_of(*extractors: Extractor) -> BuiltIn:
 class _Agree(_Composition):
     def __init__(self, proof: Extractor, *hints: Extractor) -> None:
         super().__init__("agree", proof, *hints)
-        self.gives = proof.gives if isinstance(proof, BuiltIn) else None  # whatever the hints are
+        kinds = [part.gives if isinstance(part, BuiltIn) else None for part in (proof, *hints)]
+        if kinds[0] is str and Identity in kinds:
+            message = "agree: a proof that is a string cannot be held against whole identities"
+            raise TypeError(message)
+        self.gives = kinds[0]  # whatever the hints are
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:
         steps = [compile_step(part, plan, role) for part in self.parts]
