@@ -12,7 +12,7 @@ Invariants:
 
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 from asgi_context._claims import NO_CLAIMS, Claims
 from asgi_context._identity import ContextDraft, Identity, RequestContext, id_cell
@@ -32,6 +32,12 @@ class Required:
 REQUIRED: Final = Required()
 
 
+class Services(NamedTuple):
+    """What a middleware offers to all that it binds for."""
+
+    store: Store | None = None
+
+
 class Binding:
     """The handle in the ContextVar: whose request it is, and what lives as long as the request."""
 
@@ -41,11 +47,10 @@ class Binding:
         "ended",
         "expires_at",
         "ids",
-        "owner",
         "revoked",
         "scope",
+        "services",
         "state",
-        "store",
         "tenant",
         "user",
         "values",
@@ -56,11 +61,9 @@ class Binding:
     user: str | None
     claims: Claims
     expires_at: float | None
-    store: Store | None
-    ids: list[str]
-    """The cell of the request id."""
-    owner: object
-    """The middleware that made it."""
+    services: "Services"
+    ids: list[str] | None
+    """The cell of the request id; ``None`` where it stands for nobody in particular."""
     scope: Scope | None
     """The scope that it was made for, as long as it lasts."""
     context: RequestContext | None
@@ -128,21 +131,21 @@ class Binding:
             raise ContextClosedError(wanted, "revoked")
 
 
-def make_binding(identity: Identity | None, store: Store | None, ids: list[str]) -> Binding:
+def make_binding(identity: Identity | None, services: Services, ids: list[str] | None) -> Binding:
     """Make a binding. The middleware does it in place, where a call would cost as much again.
 
     Args:
         identity: who asks; ``None`` for nobody.
-        store: where the state is kept.
-        ids: the cell of the request id.
+        services: what is on offer.
+        ids: the cell of the request id; ``None`` where it stands for nobody in particular.
 
     Returns:
         The binding, not yet entered.
     """
     binding = Binding()
-    binding.store = store
+    binding.services = services
     binding.ids = ids
-    binding.owner = binding.scope = binding.context = None
+    binding.scope = binding.context = None
     binding.take(identity)
     binding.state = None
     binding.values = {}
@@ -151,7 +154,7 @@ def make_binding(identity: Identity | None, store: Store | None, ids: list[str])
     return binding
 
 
-UNBOUND: Final = make_binding(None, None, [])
+UNBOUND: Final = make_binding(None, Services(), None)
 
 _current: Final[ContextVar[Binding]] = ContextVar("asgi_context", default=UNBOUND)
 
@@ -194,7 +197,7 @@ def current_context(default: object = REQUIRED, /) -> object:
     draft.tenant = tenant
     draft.user = binding.user
     draft.claims = binding.claims
-    draft._ids = binding.ids  # noqa: SLF001 - made here for that class
+    draft._ids = binding.ids  # type: ignore[assignment]  # noqa: SLF001 - whoever is bound has a cell; ours to fill
     draft.__class__ = RequestContext  # type: ignore[assignment]  # the same fields, so the same layout
     made: RequestContext = draft  # type: ignore[assignment]
     binding.context = made
@@ -311,9 +314,9 @@ def bind_context(
     if request_id is not None:
         ids = id_cell(request_id)
     elif ids is None:
-        # Not from a binding that stands for nobody in particular, which requests share.
-        ids = outer.ids if (outer.tenant is not None or outer.owner is not None) and not outer.revoked else []
-    binding = make_binding(whole, outer.store if store is None else store, ids)
+        ids = [] if outer.ids is None or outer.revoked else outer.ids
+    services = outer.services if store is None else outer.services._replace(store=store)
+    binding = make_binding(whole, services, ids)
     if values is not None:
         binding.values = dict(values)
     return BoundBlock(binding)
@@ -325,4 +328,4 @@ def unbound_context() -> UnboundBlock:
     Returns:
         A context manager, for ``with`` and ``async with``, that can be entered once.
     """
-    return UnboundBlock(make_binding(None, None, []))
+    return UnboundBlock(make_binding(None, _current.get().services, None))

@@ -10,6 +10,7 @@ from asgi_context._callables import runs_later
 from asgi_context._claims import NO_CLAIMS
 from asgi_context._context import (
     Binding,
+    Services,
     current_binding,
     current_context,
     enter_binding,
@@ -40,6 +41,7 @@ OnReject: TypeAlias = Callable[[RequestRejected, Scope], ASGIApp | None]
 
 _log = logging.getLogger("asgi_context")
 _REQUEST: Final = ("type", "path", "query_string", "headers")  # what makes a copied scope the same request
+_NOTHING: Final = Services()
 _MARK: Final = "asgi_context"  # the scope's key for the binding that was made for it
 
 
@@ -118,7 +120,7 @@ class ContextMiddleware:
         self._scan = plan.compile()
 
         self.app = app
-        self._store: Store = MemoryStore() if store is None else store
+        self._services = Services(MemoryStore() if store is None else store)
         self._exempt = exempt
         self._authorize = authorize
         self._on_reject = on_reject
@@ -131,7 +133,7 @@ class ContextMiddleware:
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
-        self._lifespan = Lifespan([self._store, *parts_of([source, request_id])])
+        self._lifespan = Lifespan([self._services.store, *parts_of([source, request_id])])
 
     def __repr__(self) -> str:
         return f"<ContextMiddleware of {self.app!r}>"
@@ -169,7 +171,7 @@ class ContextMiddleware:
             mark = scope[_MARK]
             if self._is_same_request(mark, scope):
                 # A sub-request of an exempt one is not exempt with it, hence the tenant.
-                if mark.owner is self and mark.tenant is not None:
+                if mark.services is self._services and mark.tenant is not None:
                     await self.app(scope, receive, send)
                     return
                 ids = mark.ids
@@ -181,9 +183,8 @@ class ContextMiddleware:
         binding.claims = NO_CLAIMS
         binding.expires_at = None
         binding.scope = scope
-        binding.store = self._store
+        binding.services = self._services
         binding.ids = ids
-        binding.owner = self
         binding.context = None
         binding.state = None
         binding.values = {}
@@ -194,7 +195,7 @@ class ContextMiddleware:
         # callables of the user's run, the binding itself stays out of sight: a task that they start copies what is
         # bound, and would be the client's from the moment that the binding is filled in.
         alone = self._alone and self._lifespan.ready
-        token = enter_binding(binding if alone else make_binding(None, None, []))
+        token = enter_binding(binding if alone else make_binding(None, _NOTHING, None))
         app = self.app
         try:
             try:
@@ -255,9 +256,7 @@ class ContextMiddleware:
     def _refuse(self, refused: Binding, scope: Scope) -> Binding:
         # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that.
         refused.revoke()
-        refused.ended = True
-        binding = scope[_MARK] = make_binding(None, self._store, refused.ids)
-        binding.owner = self
+        binding = scope[_MARK] = make_binding(None, self._services, refused.ids)
         binding.scope, refused.scope = refused.scope, None
         enter_binding(binding)
         return binding

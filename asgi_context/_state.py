@@ -193,7 +193,7 @@ def current_state(default: object = REQUIRED, /) -> object:
     if binding.state is not None:
         return binding.state
     binding.check("state")
-    tenant, store = binding.tenant, binding.store
+    tenant, store = binding.tenant, binding.services.store
     if tenant is None or store is None:
         if default is not REQUIRED:
             return default

@@ -328,7 +328,7 @@ def test_a_binding_is_free_without_the_garbage_collector() -> None:
     try:
         with bind_context(ANN, store=MemoryStore()) as context:
             current_state()
-        store = weakref.ref(bind_context(ANN, store=MemoryStore())._binding.store)  # type: ignore[arg-type]
+        store = weakref.ref(bind_context(ANN, store=MemoryStore())._binding.services.store)  # type: ignore[arg-type]
         assert store() is None
         assert context.request_id
         assert gc.collect() == 0

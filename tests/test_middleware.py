@@ -28,7 +28,7 @@ from asgi_context import (
     from_query,
     identity_from,
 )
-from asgi_context._context import Binding, current_binding, make_binding
+from asgi_context._context import Binding, Services, current_binding, make_binding
 from asgi_context.errors import ContextClosedError
 from asgi_context.values import get_from_context, request_context, update_request_context
 
@@ -243,7 +243,7 @@ async def test_in_an_unbound_request_an_identity_can_be_bound_by_hand() -> None:
     app = Seen(log_in)
     middleware = wrap(app, missing="unbound", request_id=from_header("x-request-id"))
     await run(middleware, http((b"x-request-id", b"given")))
-    assert app.seen == [("given", middleware._store)]
+    assert app.seen == [("given", middleware._services.store)]
 
 
 async def test_a_task_that_an_extractor_starts_is_nobodys(asyncio_only: None) -> None:
@@ -410,7 +410,7 @@ async def test_nothing_of_a_request_is_left_to_the_garbage_collector() -> None:
     try:
         await run(middleware, http(*who()))
         assert not [
-            found for found in gc.get_objects() if type(found).__name__ == "Binding" and found.owner is middleware
+            found for found in gc.get_objects() if type(found).__name__ == "Binding" and found.services is middleware._services
         ]
     finally:
         gc.enable()
@@ -668,7 +668,7 @@ async def test_a_binding_made_in_place_has_all_that_a_made_one_has() -> None:
 
     app = Seen(lambda: slots(current_binding()))
     await run(wrap(app), http(*who()))
-    assert app.seen == [slots(make_binding(None, None, []))] == [set(Binding.__slots__)]
+    assert app.seen == [slots(make_binding(None, Services(), None))] == [set(Binding.__slots__)]
 
 
 async def test_no_state_of_a_request_is_on_the_middleware() -> None:
