@@ -1,6 +1,7 @@
 """Wrap any ASGI app once, and all that it calls knows on whose behalf it runs, and holds that tenant's shared state."""
 
 from asgi_context._claims import Claims
+from asgi_context._connection import message_context
 from asgi_context._context import bind_context, current_context, unbound_context
 from asgi_context._executors import ContextThreadPoolExecutor, carry_context, run_in_executor
 from asgi_context._extract import (
@@ -19,7 +20,10 @@ from asgi_context._extract import (
 )
 from asgi_context._identity import Identity, RequestContext
 from asgi_context._memory import MemoryStore
+from asgi_context._messages import json_message
 from asgi_context._middleware import ContextMiddleware
+from asgi_context._pools import Pool, run_in_pool
+from asgi_context._resources import current_resource
 from asgi_context._state import SharedState, current_state
 from asgi_context._types import Store
 from asgi_context.errors import ContextClosedError, ContextNotBoundError, RequestRejected
@@ -33,6 +37,7 @@ __all__ = [
     "Extractor",
     "Identity",
     "MemoryStore",
+    "Pool",
     "RequestContext",
     "RequestRejected",
     "SharedSecret",
@@ -43,6 +48,7 @@ __all__ = [
     "carry_context",
     "constant",
     "current_context",
+    "current_resource",
     "current_state",
     "first_of",
     "from_cookie",
@@ -52,7 +58,10 @@ __all__ = [
     "from_scope",
     "from_subdomain",
     "identity_from",
+    "json_message",
+    "message_context",
     "run_in_executor",
+    "run_in_pool",
     "unbound_context",
 ]
 

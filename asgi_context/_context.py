@@ -10,9 +10,10 @@ Invariants:
   were left out of order, or if the request was refused after all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, overload
 
 from asgi_context._claims import NO_CLAIMS, Claims
 from asgi_context._identity import ContextDraft, Identity, RequestContext, id_cell
@@ -36,6 +37,10 @@ class Services(NamedTuple):
     """What a middleware offers to all that it binds for."""
 
     store: Store | None = None
+    pools: Mapping[str, Any] = MappingProxyType({})
+    factories: Mapping[type, Callable[[RequestContext], Any]] = MappingProxyType({})
+    closing: Any = None
+    """Where the closing of resources is noted."""
 
 
 class Binding:
@@ -43,10 +48,12 @@ class Binding:
 
     __slots__ = (
         "claims",
+        "connection",
         "context",
         "ended",
         "expires_at",
         "ids",
+        "resources",
         "revoked",
         "scope",
         "services",
@@ -66,13 +73,18 @@ class Binding:
     """The cell of the request id; ``None`` where it stands for nobody in particular."""
     scope: Scope | None
     """The scope that it was made for, as long as it lasts."""
+    connection: Any
+    """The WebSocket connection, where its messages say who asks."""
     context: RequestContext | None
     state: Any
     """The `SharedState`, once it was asked for."""
+    resources: Any
+    """What `current_resource` has made, once it was asked for; ``None`` again once that is to be closed."""
     values: dict[str, Any]
     """Made with the binding: making it at the first write would take a lock, and this takes 15 nanoseconds."""
     ended: bool
-    revoked: bool
+    revoked: Literal["revoked", "messages"] | None
+    """Why it is void, as `ContextClosedError` tells it."""
 
     def take(self, identity: Identity | None) -> None:
         """Say who asks.
@@ -108,9 +120,13 @@ class Binding:
         except ValueError:  # a copy of the Context that it was set in
             self.revoke()
 
-    def revoke(self) -> None:
-        """Make it void for whoever still finds it."""
-        self.revoked = True
+    def revoke(self, why: Literal["revoked", "messages"] = "revoked") -> None:
+        """Make it void for whoever still finds it.
+
+        Args:
+            why: as `ContextClosedError` tells it.
+        """
+        self.revoked = why
         self.context = self.state = None
         if self.values:
             self.values = {}
@@ -128,7 +144,7 @@ class Binding:
             ContextClosedError: the binding was revoked.
         """
         if self.revoked:
-            raise ContextClosedError(wanted, "revoked")
+            raise ContextClosedError(wanted, self.revoked)
 
 
 def make_binding(identity: Identity | None, services: Services, ids: list[str] | None) -> Binding:
@@ -145,12 +161,12 @@ def make_binding(identity: Identity | None, services: Services, ids: list[str] |
     binding = Binding()
     binding.services = services
     binding.ids = ids
-    binding.scope = binding.context = None
+    binding.scope = binding.connection = binding.context = None
     binding.take(identity)
-    binding.state = None
+    binding.state = binding.resources = None
     binding.values = {}
     binding.ended = False
-    binding.revoked = False
+    binding.revoked = None
     return binding
 
 
@@ -216,25 +232,39 @@ class Block:
         self._binding = binding
         self._token: Token[Binding] | None = None
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Bind.
+
+        Raises:
+            RuntimeError: it was entered before.
+        """
         if self._token is not None or self._binding.ended:
             message = "a binding block can be entered once: call bind_context() or unbound_context() for each `with`"
             raise RuntimeError(message)
         self._token = _current.set(self._binding)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None", /
-    ) -> None:
+    def _leave(self) -> Any:  # noqa: ANN401 - the resources that are to be closed
         if self._token is None:
             message = "this binding block was left without having been entered"
             raise RuntimeError(message)
         token, self._token = self._token, None
+        resources, self._binding.resources = self._binding.resources, None
         self._binding.leave(token)
+        return resources
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None", /
+    ) -> None:
+        resources = self._leave()
+        if resources is not None:
+            resources.leave(self._binding, error)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None", /
     ) -> None:
-        self.__exit__(kind, error, traceback)
+        resources = self._leave()
+        if resources is not None:
+            await resources.finish(self._binding, error)
 
 
 class BoundBlock(Block):
@@ -243,7 +273,7 @@ class BoundBlock(Block):
     __slots__ = ()
 
     def __enter__(self) -> RequestContext:
-        self._enter()
+        self.enter()
         return current_context()
 
     async def __aenter__(self) -> RequestContext:
@@ -256,10 +286,10 @@ class UnboundBlock(Block):
     __slots__ = ()
 
     def __enter__(self) -> None:
-        self._enter()
+        self.enter()
 
     async def __aenter__(self) -> None:
-        self._enter()
+        self.enter()
 
 
 def bind_context(
@@ -317,6 +347,7 @@ def bind_context(
         ids = [] if outer.ids is None or outer.revoked else outer.ids
     services = outer.services if store is None else outer.services._replace(store=store)
     binding = make_binding(whole, services, ids)
+    binding.connection = outer.connection
     if values is not None:
         binding.values = dict(values)
     return BoundBlock(binding)
@@ -328,4 +359,7 @@ def unbound_context() -> UnboundBlock:
     Returns:
         A context manager, for ``with`` and ``async with``, that can be entered once.
     """
-    return UnboundBlock(make_binding(None, _current.get().services, None))
+    outer = _current.get()
+    binding = make_binding(None, outer.services, None)
+    binding.connection = outer.connection
+    return UnboundBlock(binding)

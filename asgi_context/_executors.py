@@ -20,7 +20,21 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def _run(context: Context, job: Callable[..., _T], args: Iterable[Any], kwargs: dict[str, Any]) -> _T:
+def run_job(context: Context, job: Callable[..., _T], args: Iterable[Any], kwargs: dict[str, Any]) -> _T:
+    """Run a job under a context that nobody else has entered.
+
+    Args:
+        context: the context.
+        job: a plain function.
+        args: its arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        JobError: it raised what no caller can be handed.
+    """
     try:
         return context.run(job, *args, **kwargs)
     except _UNFIT as error:
@@ -39,7 +53,15 @@ _UNFIT: Final = (
 )
 
 
-def _check_job(job: object) -> None:
+def check_job(job: object) -> None:
+    """Check what is to run in a thread.
+
+    Args:
+        job: what was given.
+
+    Raises:
+        TypeError: it is not callable, or a call would only make what runs later.
+    """
     if not callable(job):
         message = f"the job must be callable, not {type(job).__qualname__}"
         raise TypeError(message)
@@ -65,12 +87,12 @@ def carry_context(func: Callable[_P, _T], /) -> Callable[_P, _T]:
         TypeError: ``func`` is a coroutine function or a generator function. From a call: JobError, if ``func`` raised
             what no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError).
     """
-    _check_job(func)
+    check_job(func)
     context = copy_context()
 
     @wraps(func)
     def carried(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return _run(context.copy(), func, args, kwargs)
+        return run_job(context.copy(), func, args, kwargs)
 
     return carried
 
@@ -99,7 +121,7 @@ def run_in_executor(
             f"the first argument must be an executor, or None for the default one, not {type(executor).__qualname__}"
         )
         raise TypeError(message)
-    _check_job(func)
+    check_job(func)
     processes = sys.modules.get("concurrent.futures.process")
     if processes is not None and isinstance(executor, processes.ProcessPoolExecutor):
         message = "a context does not cross into another process: hand what the job needs to it as arguments"
@@ -108,7 +130,7 @@ def run_in_executor(
         loop = asyncio.get_running_loop()
     except RuntimeError:
         raise UnsupportedLoopError("run_in_executor") from None
-    return loop.run_in_executor(executor, partial(_run, copy_context(), func, args, kwargs))
+    return loop.run_in_executor(executor, partial(run_job, copy_context(), func, args, kwargs))
 
 
 class ContextThreadPoolExecutor(ThreadPoolExecutor):
@@ -134,8 +156,8 @@ class ContextThreadPoolExecutor(ThreadPoolExecutor):
             TypeError: ``fn`` is a coroutine function or a generator function.
             RuntimeError: the pool was shut down.
         """
-        _check_job(fn)
-        return super().submit(_run, copy_context(), fn, args, kwargs)
+        check_job(fn)
+        return super().submit(run_job, copy_context(), fn, args, kwargs)
 
     def map(self, fn: Callable[..., _T], *iterables: Iterable[Any], **options: Any) -> Iterator[_T]:  # noqa: ANN401
         """Run a function on every item, each under a copy of the context of this moment.

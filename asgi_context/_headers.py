@@ -7,7 +7,7 @@ and ``x_tenant_id`` beside ``x-tenant-id`` through (RFC 9110, section 5; ASGI sp
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
-from asgi_context.errors import FIELD_NAME
+from asgi_context.errors._requests import FIELD_NAME
 
 
 class Oddity:

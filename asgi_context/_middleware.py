@@ -1,13 +1,12 @@
 """The middleware: find out who asks, bind it, run the app, take it away."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import isawaitable
 from typing import Any, Final, Literal, TypeAlias
 
-from asgi_context._callables import runs_later
 from asgi_context._claims import NO_CLAIMS
+from asgi_context._connection import Authorize, Connection, check_verdict
 from asgi_context._context import (
     Binding,
     Services,
@@ -17,26 +16,29 @@ from asgi_context._context import (
     exit_binding,
     make_binding,
 )
-from asgi_context._extract import (
-    Extractor,
-    IdentityFrom,
-    Step,
-    ask,
-    check_extractor,
-    compile_step,
-    identity_from,
-    parts_of,
-)
+from asgi_context._extract import NOBODY, Extractor, IdentityFrom, Step, ask, check_extractor, compile_step, parts_of
 from asgi_context._headers import Found, HeaderPlan, header_name
-from asgi_context._identity import Identity, RequestContext, read_id
+from asgi_context._identity import Identity, read_id
 from asgi_context._lifespan import Lifespan
 from asgi_context._memory import MemoryStore
+from asgi_context._messages import MessageExtractor, check_message
+from asgi_context._options import (
+    challenges_of,
+    challenging,
+    check_hooks,
+    check_missing,
+    is_preflight,
+    seconds,
+    source_of,
+    workers_of,
+)
+from asgi_context._pools import Pool
+from asgi_context._resources import Closing, Factory, check_factories, finish_all
 from asgi_context._respond import crashed, echoing, problem, refuse
 from asgi_context._types import ASGIApp, Receive, Scope, Send, Store, check_store
 from asgi_context.errors import ExtractorTypeError, RequestRejected
 
 Exempt: TypeAlias = Callable[[Scope], bool]
-Authorize: TypeAlias = Callable[[RequestContext, Scope], bool | Awaitable[bool]]
 OnReject: TypeAlias = Callable[[RequestRejected, Scope], ASGIApp | None]
 
 _log = logging.getLogger("asgi_context")
@@ -54,17 +56,28 @@ class ContextMiddleware:
 
     Args:
         app: the ASGI app (ASGI specification 3.0) to wrap.
-        identity: extractor of an `Identity`. It, or ``tenant``, must be given: nothing is believed by default.
+        identity: extractor of an `Identity`. It, ``tenant`` or ``message`` must be given: nothing is believed by
+            default.
         tenant: extractor of the tenant; with ``user`` short for ``identity=identity_from(tenant=..., user=...)``.
         user: extractor of the user; without one the user is ``None``.
         request_id: extractor of an id that is trusted. Where it gives none, or an invalid one, an id is made.
+        message: extractor of the `Identity` of each WebSocket message, such as `json_message`: takes the
+            ``websocket.receive`` event, and may be a coroutine function. It is bound where the app reads the message,
+            see `message_context` for apps that handle it elsewhere. With an identity on the connection, a message must
+            agree with it, or ``authorize`` allow the change; otherwise the connection is closed with 1008. Without
+            ``identity`` and ``tenant``, HTTP requests and connections themselves are unbound.
         missing: what a request without identity gets: ``"reject"`` an answer with 400 (401 where an extractor has a
             ``challenge``), ``"unbound"`` the app with nothing bound. What is invalid is rejected either way.
         exempt: takes the scope and says, by exactly ``True`` or ``False``, whether to run the app with nothing bound,
             without asking any extractor. CORS preflights are exempt by themselves.
         authorize: takes the context and the scope, may be a coroutine function, and says, by exactly ``True`` or
-            ``False``, whether this user may act in this tenant; otherwise 403.
+            ``False``, whether this user may act in this tenant; otherwise 403. It is also asked for messages that say
+            who asks where the connection does not, or says somebody else.
         store: where shared state is kept; without one, a `MemoryStore` of this middleware's own.
+        resources: factories by type, for `current_resource`: each takes the `RequestContext` and returns the object, an
+            awaitable of it, or a context manager that gives it; generator functions do as well.
+        pools: named pools of threads for `run_in_pool`: a number of threads, or a `Pool`.
+        close_timeout: how long closing one resource may take, and at the end of the lifespan one pool, in seconds.
         on_reject: takes the `RequestRejected` and the scope, and returns an ASGI app that gives another answer, in
             terms of HTTP also for a WebSocket, or ``None`` for the usual one.
         echo_request_id: name of the header by which every answer carries the request id, such as ``"x-request-id"``.
@@ -82,37 +95,35 @@ class ContextMiddleware:
         tenant: Extractor | None = None,
         user: Extractor | None = None,
         request_id: Extractor | None = None,
+        message: MessageExtractor | None = None,
         missing: Literal["reject", "unbound"] = "reject",
         exempt: Exempt | None = None,
         authorize: Authorize | None = None,
         store: Store | None = None,
+        resources: Mapping[type, Factory] | None = None,
+        pools: Mapping[str, int | Pool] | None = None,
+        close_timeout: float = 10,
         on_reject: OnReject | None = None,
         echo_request_id: str | None = None,
     ) -> None:
         if not callable(app):
             message = f"app must be an ASGI app, not {type(app).__qualname__}"
             raise TypeError(message)
-        if missing not in ("reject", "unbound"):
-            message = f"missing must be 'reject' or 'unbound', not {missing!r}"
-            raise ValueError(message)
+        check_missing(missing)
         if store is not None:
             check_store(store)
-        for option, hook in (("exempt", exempt), ("authorize", authorize), ("on_reject", on_reject)):
-            if hook is not None and not callable(hook):
-                message = f"{option} must be callable, not {type(hook).__qualname__}"
-                raise TypeError(message)
-        for option, hook in (("exempt", exempt), ("on_reject", on_reject)):
-            kind = runs_later(hook)
-            if kind is not None:
-                message = f"{option} must be a plain function, not {kind}"
-                raise TypeError(message)
+        check_hooks(plain={"exempt": exempt, "on_reject": on_reject}, either={"authorize": authorize})
+        if message is not None:
+            check_message(message)
+        source = source_of(identity, tenant, user, message)
+        close_timeout = seconds(close_timeout, "close_timeout")
+        closing = Closing(close_timeout)
 
-        source = _source(identity, tenant, user)
         plan = HeaderPlan()
         # Tenant and user out of two headers, as nearly always, are read without a call once they are known.
         self._plain = source.plain_parts(plan) if isinstance(source, IdentityFrom) else None
         self._recall = plan.known.get
-        self._identify = compile_step(source, plan, "identifier")
+        self._identify = NOBODY if source is None else compile_step(source, plan, "identifier")
         self._request_id = None
         if request_id is not None:
             check_extractor(request_id, "request_id", str)
@@ -120,20 +131,30 @@ class ContextMiddleware:
         self._scan = plan.compile()
 
         self.app = app
-        self._services = Services(MemoryStore() if store is None else store)
+        self._message = message
+        self._services = Services(
+            store=MemoryStore() if store is None else store,
+            pools=workers_of(pools or {}, close_timeout),
+            factories=check_factories(resources or {}),
+            closing=closing,
+        )
         self._exempt = exempt
         self._authorize = authorize
         self._on_reject = on_reject
         self._echo = None if echo_request_id is None else header_name(echo_request_id, "echo_request_id")
-        self._challenges = _challenges(source)
+        self._challenges = [] if source is None else challenges_of(source)
         self._absent = None
-        if missing == "reject":
+        if missing == "reject" and source is not None:
             code = "tenant_missing" if tenant is not None else "identity_missing"
             self._absent = 401 if self._challenges else 400, code
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
-        self._lifespan = Lifespan([self._services.store, *parts_of([source, request_id])])
+        # Closed from the end: what is still being closed may need a thread, and the store.
+        parts = [self._services.store, *parts_of([source, request_id, message]), *self._services.pools.values()]
+        if resources:
+            parts.append(closing)
+        self._lifespan = Lifespan(parts)
 
     def __repr__(self) -> str:
         return f"<ContextMiddleware of {self.app!r}>"
@@ -185,11 +206,13 @@ class ContextMiddleware:
         binding.scope = scope
         binding.services = self._services
         binding.ids = ids
+        binding.connection = None
         binding.context = None
         binding.state = None
+        binding.resources = None
         binding.values = {}
         binding.ended = False
-        binding.revoked = False
+        binding.revoked = None
         scope[_MARK] = binding
         # Servers run a request in the context of the one before: whoever asks from here finds nobody. And as long as
         # callables of the user's run, the binding itself stays out of sight: a task that they start copies what is
@@ -197,9 +220,10 @@ class ContextMiddleware:
         alone = self._alone and self._lifespan.ready
         token = enter_binding(binding if alone else make_binding(None, _NOTHING, None))
         app = self.app
+        refused = connection = error = None
         try:
             try:
-                exempt = kind == "http" and scope["method"] == "OPTIONS" and _is_preflight(headers)
+                exempt = kind == "http" and scope["method"] == "OPTIONS" and is_preflight(headers)
                 if self._exempt is not None and not exempt:
                     exempt = self._exempt(scope)
                     if exempt is not True and exempt is not False:
@@ -228,19 +252,27 @@ class ContextMiddleware:
                 if self._authorize is not None and binding.tenant is not None:
                     verdict = self._authorize(current_context(), scope)
                     if verdict is not True:
-                        await self._check_verdict(verdict)
+                        await check_verdict(verdict)
+                if kind == "websocket" and not exempt and (self._message or binding.expires_at is not None):
+                    connection = Connection(
+                        binding, scope, receive, send, message=self._message, authorize=self._authorize
+                    )
+                    receive, send = connection.receive, connection.send
             except RequestRejected as rejection:
-                binding = self._refuse(binding, scope)
+                refused, binding = binding, self._refuse(binding, scope)
                 app = self._answer(rejection, scope)
-            except Exception as error:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not run
-                binding = self._refuse(binding, scope)
-                app = self._answer(crashed("finding out who asks", error), scope)
+            except Exception as crash:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not run
+                refused, binding = binding, self._refuse(binding, scope)
+                app = self._answer(crashed("finding out who asks", crash), scope)
             except BaseException:  # cancelled while `authorize` decides: nobody has said yes
                 binding.revoke()
                 raise
             if self._echo is not None:
                 send = echoing(self._echo, read_id(ids).encode(), send)
             await app(scope, receive, send)
+        except BaseException as raised:
+            error = raised
+            raise
         finally:  # as `Binding.leave`, but for what the app may have left bound: that ends here as well
             binding.ended = True
             binding.scope = None
@@ -249,9 +281,29 @@ class ContextMiddleware:
             if binding.values:
                 binding.values = {}
             try:
-                exit_binding(token)
-            except ValueError:
-                binding.revoke()
+                if binding.resources is not None or connection is not None or refused is not None:
+                    await self._close(binding, connection, refused, error)
+            finally:
+                del error  # its traceback holds this frame
+                try:
+                    exit_binding(token)
+                except ValueError:
+                    binding.revoke()
+
+    @staticmethod
+    async def _close(
+        binding: Binding, connection: Connection | None, refused: Binding | None, error: BaseException | None
+    ) -> None:
+        leftovers = [] if connection is None else connection.end()
+        for owner in (binding, refused):  # `authorize` may have made some for whom it then refused
+            if owner is not None and owner.resources is not None:
+                leftovers.append((owner, owner.resources))
+                owner.resources = None
+        try:
+            await finish_all(leftovers, error)
+        finally:
+            if connection is not None and not isinstance(error, GeneratorExit):
+                await connection.closed()
 
     def _refuse(self, refused: Binding, scope: Scope) -> Binding:
         # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that.
@@ -300,18 +352,9 @@ class ContextMiddleware:
             )
         return identity
 
-    @staticmethod
-    async def _check_verdict(verdict: object) -> None:
-        if isawaitable(verdict):
-            verdict = await verdict
-        if type(verdict) is not bool:  # much that is meant as a no would count as true
-            raise ExtractorTypeError("authorize", type(verdict).__qualname__, "bool")
-        if not verdict:
-            raise RequestRejected(403, "tenant_forbidden")
-
     def _answer(self, rejection: RequestRejected, scope: Scope) -> ASGIApp:
         if rejection.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2
-            rejection = _challenging(rejection, self._challenges)
+            rejection = challenging(rejection, self._challenges)
         _log.debug("rejected: %s", rejection)
         answer = None
         if self._on_reject is not None:
@@ -322,42 +365,3 @@ class ContextMiddleware:
             except Exception as error:  # noqa: BLE001 - whatever it raises: the client still gets an answer
                 answer, rejection = None, crashed("on_reject", error)
         return partial(refuse, problem(rejection) if answer is None else answer)
-
-
-def _source(identity: Extractor | None, tenant: Extractor | None, user: Extractor | None) -> Extractor:
-    if identity is not None and (tenant is not None or user is not None):
-        message = "identity= is a whole identity: give either it, or tenant= and user="
-        raise TypeError(message)
-    if identity is not None:
-        check_extractor(identity, "identity", Identity)
-        return identity
-    if tenant is None:
-        message = (
-            "give identity= or tenant=: nothing says who asks" if user is None else "user= needs tenant= beside it"
-        )
-        raise TypeError(message)
-    return identity_from(tenant=tenant, user=user)
-
-
-def _is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    # Fetch standard, "CORS-preflight request": sent by the browser itself, without what would say who asks.
-    names = {name.lower() for name, _ in headers}
-    return b"origin" in names and b"access-control-request-method" in names
-
-
-def _challenges(source: Extractor) -> list[bytes]:
-    found = [getattr(part, "challenge", None) for part in parts_of([source])]
-    headers = [(_CHALLENGE, challenge) for challenge in found if isinstance(challenge, str)]
-    return [value for _, value in RequestRejected(401, "identity_missing", headers=headers).headers]  # checks them
-
-
-def _challenging(rejection: RequestRejected, challenges: list[bytes]) -> RequestRejected:
-    # RFC 9110, section 11.6.1: a 401 lists what would be accepted, one challenge for each source that has not said.
-    schemes = {value.split(b" ")[0].lower() for name, value in rejection.headers if name == _CHALLENGE}
-    missing = [(_CHALLENGE, value) for value in challenges if value.split(b" ")[0].lower() not in schemes]
-    if not missing:
-        return rejection
-    return RequestRejected(rejection.status, rejection.code, headers=[*rejection.headers, *missing])
-
-
-_CHALLENGE: Final = b"www-authenticate"

@@ -1,14 +1,12 @@
 """Answers that the middleware gives in place of the app, and the request id that it adds to those of the app."""
 
 import json
-import logging
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
+from asgi_context._crashes import log_crash
 from asgi_context._types import ASGIApp, Message, Receive, Scope, Send
-from asgi_context.errors import ExtractorError, RequestRejected
-
-_log = logging.getLogger("asgi_context")
+from asgi_context.errors import RequestRejected
 
 
 def problem(rejection: RequestRejected) -> ASGIApp:
@@ -107,39 +105,14 @@ _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.
 
 
 def crashed(what: str, error: Exception) -> RequestRejected:
-    """Log a crash, with its traceback and without a client's raw bytes.
+    """Log a crash, and say how the request is answered.
 
     Args:
         what: what crashed.
         error: the crash.
 
     Returns:
-        The rejection that answers the request: 500, without details.
+        The rejection: 500, without details.
     """
-    _log.error("%s failed", what, exc_info=_escaped(error, 0, [_MOST_SHOWN]))
+    log_crash(f"{what} failed", error)
     return RequestRejected(500, "internal_error")
-
-
-def _escaped(error: BaseException, depth: int, left: list[int]) -> Exception:
-    name = f"{type(error).__module__}.{type(error).__qualname__}"
-    try:
-        text = str(error).encode("unicode_escape").decode()[:_LONGEST_TEXT]
-    except Exception:  # noqa: BLE001 - an error whose own text fails must not hide that it happened
-        text = "(its text cannot be had)"
-    shown: Exception = ExtractorError(f"{name}: {text}")
-    left[0] -= 1
-    if depth < _DEEPEST and left[0] > 0:
-        if isinstance(error, BaseExceptionGroup):
-            inside = cast("BaseExceptionGroup[BaseException]", error).exceptions[:_DEEPEST]
-            shown = ExceptionGroup(f"{name}: {text}", [_escaped(each, depth + 1, left) for each in inside])
-        if error.__cause__ is not None:
-            shown.__cause__ = _escaped(error.__cause__, depth + 1, left)
-        elif error.__context__ is not None:
-            shown.__context__ = _escaped(error.__context__, depth + 1, left)
-    shown.__suppress_context__ = error.__suppress_context__
-    return shown.with_traceback(error.__traceback__)
-
-
-_LONGEST_TEXT = 500  # characters
-_DEEPEST = 5  # a chain can be long, and can be a ring
-_MOST_SHOWN = 30  # groups of groups branch

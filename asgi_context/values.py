@@ -38,7 +38,8 @@ _block: Final[ContextVar[_Block | None]] = ContextVar("asgi_context.values", def
 def _innermost() -> Binding | _Block:
     binding, block = current_binding(), _block.get()
     holder = block if block is not None and block.binding is binding else binding
-    if binding.revoked or holder.revoked:
+    binding.check("values")
+    if holder.revoked:
         raise ContextClosedError("values", "revoked")
     if binding.ended or holder.ended:
         raise ContextClosedError("values", "ended")

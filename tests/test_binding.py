@@ -294,7 +294,7 @@ def test_a_first_read_that_races_with_a_revocation_loses(
     """A first read keeps what it made: it must not put back what the revocation has taken away."""
     block = bind_context(ANN, store=MemoryStore())
     entered = contextvars.copy_context()
-    entered.run(block._enter)
+    entered.run(block.enter)
     make = getattr(sys.modules[f"asgi_context.{module}"], makes)
 
     def revoked_meanwhile(*arguments: object) -> object:

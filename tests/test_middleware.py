@@ -410,7 +410,9 @@ async def test_nothing_of_a_request_is_left_to_the_garbage_collector() -> None:
     try:
         await run(middleware, http(*who()))
         assert not [
-            found for found in gc.get_objects() if type(found).__name__ == "Binding" and found.services is middleware._services
+            found
+            for found in gc.get_objects()
+            if type(found).__name__ == "Binding" and found.services is middleware._services
         ]
     finally:
         gc.enable()
@@ -857,7 +859,7 @@ async def test_refused_and_exempt_requests_carry_a_request_id_too(scope: Any) ->
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, TypeError, "give identity= or tenant="),
+        ({}, TypeError, "give identity=, tenant= or message="),
         ({"user": USER}, TypeError, "user= needs tenant="),
         ({"identity": TENANT, "tenant": TENANT}, TypeError, "identity= is a whole identity"),
         ({"identity": TENANT, "user": TENANT}, TypeError, "identity= is a whole identity"),

@@ -9,7 +9,7 @@ import pytest
 from driver import Exchange, Seen, hello, http, run, websocket, who
 
 from asgi_context import ContextMiddleware, Identity, RequestRejected, agree, constant, first_of, from_header
-from asgi_context.errors import _TEXTS
+from asgi_context.errors._requests import _TEXTS
 
 pytestmark = pytest.mark.anyio
 

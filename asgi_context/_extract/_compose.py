@@ -83,7 +83,7 @@ class IdentityFrom(_Composition):
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - the parts have roles of their own
         tenant_step = compile_step(self._tenant, plan, "tenant")
-        user_step = _NOBODY if self._user is None else compile_step(self._user, plan, "user")
+        user_step = NOBODY if self._user is None else compile_step(self._user, plan, "user")
         needs_user = self._user is not None
 
         def make(tenant: Value, user: Value) -> Identity | None:
@@ -118,7 +118,7 @@ def _nobody(_scope: Scope, _found: Found) -> None:
     return None
 
 
-_NOBODY: Final = Step(_nobody, waits=False)
+NOBODY: Final = Step(_nobody, waits=False)
 
 
 def identity_from(*, tenant: Extractor, user: Extractor | None = None) -> BuiltIn:

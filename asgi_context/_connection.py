@@ -1,0 +1,475 @@
+"""A WebSocket connection whose messages say who asks, or whose identity expires.
+
+Where the app's ``receive`` is called, the identity of the message that it returns is bound, over what is bound there.
+That holds in whatever the caller goes on to do with the message: for an app that reads in one task and handles in
+another it would be bound where nobody asks, and what stays bound elsewhere would be that of an older message. Hence:
+
+- The task that reads the first message is the reader. As soon as another task calls ``receive``, nothing is bound by
+  itself any more, and what was bound for the latest message is revoked.
+- A message's binding ends at the reader's next ``receive``; in between, what the connection itself has bound is bound.
+- Each message is examined as it is read, whoever reads it: a bad one never reaches the app.
+- Once a message has changed whose it is, what the connection itself has bound is revoked: a task that handles messages
+  without `message_context` would find it there.
+"""
+
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import Context
+from inspect import isawaitable
+from types import TracebackType
+from typing import Any, Final, TypeAlias, cast
+
+from asgi_context._context import (
+    Binding,
+    Block,
+    current_binding,
+    current_context,
+    enter_binding,
+    make_binding,
+)
+from asgi_context._crashes import log, log_crash
+from asgi_context._identity import Identity, RequestContext
+from asgi_context._messages import JsonMessage, MessageExtractor, read_message
+from asgi_context._resources import Leftover
+from asgi_context._types import Message, Receive, Scope, Send
+from asgi_context.errors import (
+    ConnectionClosedError,
+    ExtractorTypeError,
+    MessagesNotBoundError,
+    RequestRejected,
+    UnsupportedLoopError,
+)
+
+Authorize: TypeAlias = Callable[[RequestContext, Scope], bool | Awaitable[bool]]
+
+_SEVERAL: Final = object()
+_POLICY: Final = 1008  # RFC 6455, section 7.4.1
+_CRASHED: Final = 1011
+_EXPIRED: Final = 4401  # section 7.4.2: for private use; after HTTP's 401
+_LONGEST_WAIT: Final = 3600.0  # seconds; then the clock on the wall is looked at again, which may have been set
+_ENDS: Final = frozenset({"websocket.close", "websocket.http.response.start"})
+
+
+async def check_verdict(verdict: object) -> None:
+    """Take what ``authorize`` said, if that was not simply yes.
+
+    Args:
+        verdict: what it returned.
+
+    Raises:
+        RequestRejected: it says no.
+        ExtractorTypeError: it says neither yes nor no.
+    """
+    if isawaitable(verdict):
+        verdict = await verdict
+    if type(verdict) is not bool:  # much that is meant as a no would count as true
+        raise ExtractorTypeError("authorize", type(verdict).__qualname__, "bool")
+    if not verdict:
+        raise RequestRejected(403, "tenant_forbidden")
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop of asyncio: under trio that module is loaded already
+        return sys.modules["trio"].lowlevel.current_task()
+
+
+class Connection:
+    """One WebSocket connection, as the app sees it.
+
+    Args:
+        binding: what is bound for the connection itself.
+        scope: its scope.
+        receive: the server's receive.
+        send: the server's send.
+        message: extractor of the identity of a message; ``None`` to watch the expiry alone.
+        authorize: decides of the identities of messages.
+        now: the time, in seconds since the epoch.
+
+    Raises:
+        RequestRejected: the identity has expired.
+        UnsupportedLoopError: the identity expires, and there is no running asyncio event loop.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        message: MessageExtractor | None,
+        authorize: Authorize | None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._extractor = message
+        self._authorize = authorize
+        self._now = now
+        self._services = binding.services
+        self._ids = binding.ids
+        self._own: Identity | None = None
+        if binding.tenant is not None:
+            self._own = Identity(binding.tenant, binding.user, binding.claims, binding.expires_at)
+        self._rest: Binding | None = binding  # what is bound between two messages
+        self._bound: Binding | None = None  # for the latest message
+        self._reader: object = None
+        self._unread: deque[Message] = deque()
+        self._leftovers: list[Leftover] = []
+        self._over = False  # the app or the client has ended it
+        self._closed: tuple[int, str] | None = None  # by this package, with a code and a reason
+        self._closing: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._reads: set[asyncio.Timeout] = set()
+        if message is not None:
+            binding.connection = self
+        if binding.expires_at is not None:
+            if binding.expires_at <= now():
+                raise RequestRejected(401, "identity_expired")
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                raise UnsupportedLoopError("closing a WebSocket when its identity expires") from None
+            self._watch(binding.expires_at)
+
+    @property
+    def receive(self) -> Receive:
+        """The receive for the app."""
+        return self._receive_unwatched if self._timer is None else self._receive_watched
+
+    @property
+    def _receive_unwatched(self) -> Receive:
+        return self._receive_plain if self._extractor is None else self._receive_bound
+
+    def send(self, message: Message) -> Any:  # noqa: ANN401 - the awaitable of the send inside, passed on as it is
+        """Send, unless this package has closed the connection.
+
+        Args:
+            message: an ASGI message.
+
+        Returns:
+            What the server's send returns.
+
+        Raises:
+            ConnectionClosedError: the connection was closed by this package.
+        """
+        if self._closed is not None:
+            raise ConnectionClosedError(*self._closed)
+        if message["type"] in _ENDS:
+            self._over = True
+        return self._send(message)
+
+    async def _receive_plain(self) -> Message:
+        event = await self._receive()
+        if event["type"] == "websocket.disconnect":
+            self._over = True
+        return event
+
+    async def _receive_watched(self) -> Message:
+        if self._closed is not None:
+            return self._disconnect()
+        timeout = asyncio.timeout(None)  # until the timer sets it: one timer for the connection, not one for each read
+        self._reads.add(timeout)
+        try:
+            async with timeout:
+                return await self._receive_unwatched()
+        except TimeoutError:
+            if self._closed is None:
+                raise
+            return self._disconnect()
+        finally:
+            self._reads.discard(timeout)
+
+    async def _receive_bound(self) -> Message:  # noqa: C901 - in one frame, since every message passes it
+        if self._closed is not None:
+            return self._disconnect()
+        task = _current_task()
+        if self._reader is task:
+            bound = self._bound
+            if bound is not None:
+                await self._end_message(bound)
+        elif self._reader is not None:
+            self._stop_binding()
+        event = self._unread.popleft() if self._unread else await self._receive_plain()
+        if event["type"] != "websocket.receive":
+            return event
+        try:
+            binding = await self._examine(event)
+        except RequestRejected as rejection:
+            await self._refuse(rejection)
+            return self._disconnect()
+        except Exception as error:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not go on
+            await self._crash(error)
+            return self._disconnect()
+        except BaseException:  # the read was cancelled: the message is still to be read
+            self._unread.appendleft(event)
+            raise
+        if self._reader is None:
+            self._reader = task
+        if self._reader is task:
+            self._bound = binding
+            enter_binding(binding)
+        else:
+            self._stop_binding()
+            _discard(binding)
+        return event
+
+    async def _end_message(self, bound: Binding) -> None:
+        self._bound = None
+        enter_binding(self._between())
+        bound.ended = True
+        if bound.values:
+            bound.values = {}
+        if bound.resources is not None:
+            resources, bound.resources = bound.resources, None
+            await resources.finish(bound, None)
+
+    def _between(self) -> Binding:
+        if self._rest is None:
+            self._rest = self._make(self._own)
+        return self._rest
+
+    def _make(self, identity: Identity | None) -> Binding:
+        binding = make_binding(identity, self._services, self._ids)
+        binding.connection = self
+        return binding
+
+    def _stop_binding(self) -> None:
+        self._reader = _SEVERAL
+        bound, self._bound = self._bound, None
+        if bound is not None:
+            self._revoke(bound)
+
+    def _revoke(self, binding: Binding) -> None:
+        # Whoever uses its resources is in the midst of it: they are closed with the connection.
+        self._leave_over(binding)
+        binding.revoke("messages")
+
+    def _leave_over(self, binding: Binding) -> None:
+        resources, binding.resources = binding.resources, None
+        if resources is not None:
+            self._leftovers.append((binding, resources))
+
+    async def _examine(self, event: Message) -> Binding:
+        own, extractor = self._own, cast("MessageExtractor", self._extractor)
+        identity: Identity | None
+        if isinstance(extractor, JsonMessage):
+            named = extractor.read(event)
+            if own is not None and named.tenant in {None, own.tenant} and named.user in {None, own.user}:
+                identity = own
+            elif own is not None and not named.whole:  # never the tenant of one proof and the user of another
+                raise RequestRejected(403, "message_mismatch")
+            else:
+                identity = extractor.identity(named)
+        else:
+            identity = await read_message(extractor, event)
+            if identity is None or (own is not None and _only_names(identity, own)):
+                identity = own
+        binding = self._make(identity)
+        if identity is None or identity is own:
+            return binding
+        changed = own is not None and (identity.tenant, identity.user) != (own.tenant, own.user)
+        if changed and self._authorize is None:
+            raise RequestRejected(403, "message_mismatch")
+        if self._authorize is not None and (changed or own is None):
+            await self._ask(self._authorize, binding, changed=changed)
+        if changed and self._rest is not None:
+            self._revoke(self._rest)
+            self._rest = None
+        return binding
+
+    async def _ask(self, authorize: Authorize, binding: Binding, *, changed: bool) -> None:
+        before = current_binding()
+        enter_binding(binding)
+        try:
+            verdict = authorize(current_context(), self._scope)
+            if verdict is not True:
+                await check_verdict(verdict)
+        except BaseException as error:
+            binding.revoke()
+            _discard(binding)
+            if changed and isinstance(error, RequestRejected):
+                raise RequestRejected(403, "message_mismatch") from None
+            raise
+        finally:
+            enter_binding(before)
+
+    async def identify(self, event: Message) -> Binding:
+        """Examine a message for `message_context`.
+
+        Args:
+            event: a ``websocket.receive`` event.
+
+        Returns:
+            A binding for it, not yet entered.
+
+        Raises:
+            RequestRejected: it was refused, and the connection closed.
+        """
+        try:
+            return await self._examine(event)
+        except RequestRejected as rejection:
+            await self._refuse(rejection)
+            raise
+        except Exception:
+            await self._close(_CRASHED, "internal_error")
+            raise
+
+    async def _refuse(self, rejection: RequestRejected) -> None:
+        log.debug("rejected a message: %s", rejection)
+        await self._close(_POLICY, rejection.code)
+
+    async def _crash(self, error: Exception) -> None:
+        log_crash("examining a WebSocket message failed", error)
+        await self._close(_CRASHED, "internal_error")
+
+    async def _close(self, code: int, reason: str) -> None:
+        closing = self._start_closing(code, reason)
+        if closing is None:
+            return
+        try:
+            # In a task of its own: a read that is cancelled now must not keep the client from hearing of it.
+            self._closing = asyncio.get_running_loop().create_task(closing)
+        except RuntimeError:
+            await closing
+        else:
+            await asyncio.wait({self._closing})
+
+    def _start_closing(self, code: int, reason: str) -> Coroutine[Any, Any, None] | None:
+        if self._closed is not None:
+            return None
+        self._closed = code, reason
+        return None if self._over else self._send_close(code, reason)
+
+    async def _send_close(self, code: int, reason: str) -> None:
+        try:
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        except OSError as error:
+            log.debug("the client has gone before it could be told of %d: %s", code, type(error).__qualname__)
+        except Exception as error:  # noqa: BLE001 - the server's; the connection is over in any case
+            log_crash("closing a WebSocket failed", error)
+
+    def _disconnect(self) -> Message:
+        code, reason = self._closed or (0, "")
+        return {"type": "websocket.disconnect", "code": code, "reason": reason}
+
+    def _watch(self, expires_at: float) -> None:
+        loop, left = asyncio.get_running_loop(), expires_at - self._now()
+        if left > 0:
+            # In a Context of its own, or what is bound would live as long as the timer.
+            self._timer = loop.call_later(min(left, _LONGEST_WAIT), self._watch, expires_at, context=Context())
+            return
+        closing = self._start_closing(_EXPIRED, "identity_expired")
+        if closing is not None:
+            self._closing = loop.create_task(closing)
+        for timeout in self._reads:
+            timeout.reschedule(loop.time())
+
+    def end(self) -> "list[Leftover]":
+        """End what was bound for messages, and the watch over the expiry.
+
+        Returns:
+            What is to be closed.
+        """
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        bound, self._bound, self._rest = self._bound, None, None  # which point back to the connection
+        if bound is not None:
+            bound.ended = True
+            bound.values = {}
+            self._leave_over(bound)
+        leftovers, self._leftovers = self._leftovers, []
+        return leftovers
+
+    async def closed(self) -> None:
+        """Wait until a close by this package has gone out."""
+        if self._closing is not None:
+            await asyncio.wait({self._closing})
+
+
+def _only_names(identity: Identity, own: Identity) -> bool:
+    # What says no more than whose it is agrees with the connection's identity, which has a proof behind it.
+    if identity.tenant != own.tenant or identity.user not in {None, own.user}:
+        return False
+    return identity.user != own.user or not (identity.claims or identity.expires_at is not None)
+
+
+def _discard(binding: Binding) -> None:
+    resources, binding.resources = binding.resources, None
+    if resources is not None:  # made by `authorize`
+        resources.leave(binding, None)
+
+
+class MessageBlock:
+    """A block that binds for one message: what `message_context` returns."""
+
+    __slots__ = ("_block", "_event")
+
+    def __init__(self, event: Message) -> None:
+        self._event: Message | None = event
+        self._block: Block | None = None
+
+    async def __aenter__(self) -> RequestContext | None:
+        event, self._event = self._event, None
+        if event is None:
+            message = "a message_context block can be entered once: call message_context() for each `async with`"
+            raise RuntimeError(message)
+        connection: Connection | None = current_binding().connection
+        if connection is None:
+            raise MessagesNotBoundError
+        self._block = Block(await connection.identify(event))
+        self._block.enter()
+        return current_context(None)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        block, self._block = self._block, None
+        if block is None:
+            message = "this message_context block was left without having been entered"
+            raise RuntimeError(message)
+        await block.__aexit__(kind, error, traceback)
+
+
+def message_context(*, event: Message | None = None, payload: str | bytes | None = None) -> MessageBlock:
+    """Bind the identity of one WebSocket message for a block.
+
+    For apps that read in another task than they handle in, and for messages that are handled in tasks of their own:
+    what is bound by itself then ends with the next read. The extractor given as ``ContextMiddleware(message=...)`` is
+    asked again, so it must give the same answer for the same message. Values and resources belong to the block.
+
+    Args:
+        event: the ``websocket.receive`` event (ASGI specification, "Receive - receive event").
+        payload: where a framework hands out no events: the text or the bytes of the message, as they came.
+
+    Returns:
+        A context manager for ``async with`` that can be entered once. It gives the `RequestContext`, or ``None`` where
+        neither the message nor the connection says who asks. Entering it raises MessagesNotBoundError where no such
+        connection is bound, and RequestRejected for a message that is refused, after closing the connection with 1008.
+
+    Raises:
+        TypeError: not exactly one of the two is given, or it is of the wrong type.
+        ValueError: the event is of another type.
+    """
+    if (event is None) is (payload is None):
+        message = "message_context takes either event= or payload="
+        raise TypeError(message)
+    if event is None:
+        if not isinstance(payload, str | bytes):
+            message = f"payload must be the str or bytes that came, not {type(payload).__qualname__}"
+            raise TypeError(message)
+        event = {"type": "websocket.receive", "text" if isinstance(payload, str) else "bytes": payload}
+    elif not isinstance(event, Mapping):
+        message = f"event must be an ASGI event, not {type(event).__qualname__}"
+        raise TypeError(message)
+    elif event.get("type") != "websocket.receive":
+        message = "event must be a websocket.receive event: others are not anybody's message"
+        raise ValueError(message)
+    return MessageBlock(event)

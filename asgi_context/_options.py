@@ -1,0 +1,175 @@
+"""What `ContextMiddleware` is given, checked and made ready."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal
+
+from asgi_context._callables import runs_later
+from asgi_context._extract import Extractor, check_extractor, identity_from, parts_of
+from asgi_context._identity import Identity
+from asgi_context._pools import Pool, Workers
+from asgi_context.errors import RequestRejected
+
+
+def check_hooks(*, plain: Mapping[str, object], either: Mapping[str, object]) -> None:
+    """Check the options that are callables.
+
+    Args:
+        plain: those that must say at once, by name; ``None`` where one is not given.
+        either: those that may also be coroutine functions.
+
+    Raises:
+        TypeError: one is not what it must be.
+    """
+    for option, hook in {**plain, **either}.items():
+        if hook is not None and not callable(hook):
+            message = f"{option} must be callable, not {type(hook).__qualname__}"
+            raise TypeError(message)
+    for option, hook in plain.items():
+        kind = runs_later(hook)
+        if kind is not None:
+            message = f"{option} must be a plain function, not {kind}"
+            raise TypeError(message)
+
+
+def check_missing(missing: Literal["reject", "unbound"]) -> None:
+    """Check the option ``missing``.
+
+    Args:
+        missing: what was given.
+
+    Raises:
+        ValueError: it is none of the two.
+    """
+    if missing not in ("reject", "unbound"):
+        message = f"missing must be 'reject' or 'unbound', not {missing!r}"
+        raise ValueError(message)
+
+
+def seconds(value: float, option: str) -> float:
+    """Check a time limit.
+
+    Args:
+        value: what was given.
+        option: what to call it in an error.
+
+    Returns:
+        The same.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not positive and finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        message = f"{option} must be a number of seconds, not {type(value).__qualname__}"
+        raise TypeError(message)
+    if not 0 < value < float("inf"):
+        message = f"{option} must be more than 0 seconds, and finite, not {value!r}"
+        raise ValueError(message)
+    return value
+
+
+def workers_of(pools: Mapping[str, int | Pool], close_timeout: float) -> dict[str, Workers]:
+    """Make the pools of the option ``pools``.
+
+    Args:
+        pools: how large they are, by name.
+        close_timeout: how long closing one may take, in seconds.
+
+    Returns:
+        The pools by name.
+
+    Raises:
+        TypeError: a name is no str, or a size neither an int nor a `Pool`.
+        ValueError: a name is empty, or a size too small.
+    """
+    workers: dict[str, Workers] = {}
+    for name, size in pools.items():
+        if type(name) is not str or not name:
+            message = f"pools: a name must be a str that is not empty, not {name!r}"
+            raise TypeError(message)
+        pool = size if isinstance(size, Pool) else Pool(size)
+        workers[name] = Workers(name, pool, close_timeout)
+    return workers
+
+
+def source_of(
+    identity: Extractor | None, tenant: Extractor | None, user: Extractor | None, message: object
+) -> Extractor | None:
+    """Make one extractor of the options that say who asks.
+
+    Args:
+        identity: the option ``identity``.
+        tenant: the option ``tenant``.
+        user: the option ``user``.
+        message: the option ``message``.
+
+    Returns:
+        An extractor of identities; ``None`` where only messages say who asks.
+
+    Raises:
+        TypeError: none is given, or they do not go together.
+    """
+    if identity is not None and (tenant is not None or user is not None):
+        raise TypeError("identity= is a whole identity: give either it, or tenant= and user=")
+    if identity is not None:
+        check_extractor(identity, "identity", Identity)
+        return identity
+    if tenant is None:
+        if user is not None:
+            raise TypeError("user= needs tenant= beside it")
+        if message is None:
+            raise TypeError("give identity=, tenant= or message=: nothing says who asks")
+        return None
+    return identity_from(tenant=tenant, user=user)
+
+
+def is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Say whether an ``OPTIONS`` request is a CORS preflight.
+
+    Args:
+        headers: its headers.
+
+    Returns:
+        Whether it is.
+    """
+    # Fetch standard, "CORS-preflight request": sent by the browser itself, without what would say who asks.
+    names = {name.lower() for name, _ in headers}
+    return b"origin" in names and b"access-control-request-method" in names
+
+
+def challenges_of(source: Extractor) -> list[bytes]:
+    """Collect how clients are told to say who they are (RFC 9110, section 11.6.1).
+
+    Args:
+        source: an extractor.
+
+    Returns:
+        The attribute ``challenge`` of all that it is composed of.
+
+    Raises:
+        ValueError: one cannot stand in a header.
+    """
+    found = [getattr(part, "challenge", None) for part in parts_of([source])]
+    headers = [(_CHALLENGE, challenge) for challenge in found if isinstance(challenge, str)]
+    return [value for _, value in RequestRejected(401, "identity_missing", headers=headers).headers]  # checks them
+
+
+def challenging(rejection: RequestRejected, challenges: list[bytes]) -> RequestRejected:
+    """Have a 401 say what would be accepted.
+
+    Args:
+        rejection: the rejection.
+        challenges: one for each source.
+
+    Returns:
+        A rejection with all of them.
+    """
+    # RFC 9110, section 11.6.1: a 401 lists what would be accepted, one challenge for each source that has not said.
+    schemes = {value.split(b" ")[0].lower() for name, value in rejection.headers if name == _CHALLENGE}
+    missing = [(_CHALLENGE, value) for value in challenges if value.split(b" ")[0].lower() not in schemes]
+    if not missing:
+        return rejection
+    return RequestRejected(rejection.status, rejection.code, headers=[*rejection.headers, *missing])
+
+
+_CHALLENGE: Final = b"www-authenticate"

@@ -1,0 +1,96 @@
+"""Every error that this package raises, as one tree.
+
+::
+
+    AsgiContextError
+    ├── ContextNotBoundError (LookupError)      nothing is bound here
+    │   ├── StoreNotBoundError                  an identity is bound, but no store
+    │   └── MessagesNotBoundError               no WebSocket is bound whose messages say who asks
+    ├── ContextClosedError (RuntimeError)       what was bound here has ended
+    ├── ConnectionClosedError (OSError)         the middleware has closed this WebSocket
+    ├── RequestRejected                         raised by an extractor to refuse a request
+    ├── ExtractorError (RuntimeError)           an extractor or another hook did what it must not
+    │   ├── ExtractorTypeError (TypeError)      it returned what it must not return
+    │   └── ScopeKeyMissingError (LookupError)  the scope lacks a key that an outer middleware sets
+    ├── JobError (RuntimeError)                 a job ended in a way that no caller can be handed
+    ├── PoolError (RuntimeError)
+    │   ├── PoolNotFoundError (LookupError)     there is no pool of that name here
+    │   ├── PoolFullError                       too many jobs of this tenant wait already
+    │   ├── PoolWaitError                       a job would wait for the pool that it runs in
+    │   └── PoolClosedError                     the pool was shut down
+    ├── ResourceError (RuntimeError)
+    │   ├── ResourceNotFoundError (LookupError) there is no factory for that type here
+    │   ├── ResourceCycleError                  a resource would wait for itself
+    │   └── ResourceTimeoutError (TimeoutError) closing a resource took too long
+    ├── ResourceCloseError (ExceptionGroup)     closing resources failed
+    ├── UnsupportedLoopError (RuntimeError)     this needs a running asyncio event loop
+    └── StateError
+        └── StateSerializationError (TypeError) a value cannot be kept exactly
+
+Wrong arguments are plain ``TypeError`` and ``ValueError``.
+"""
+
+from asgi_context.errors._binding import (
+    ContextClosedError,
+    ContextNotBoundError,
+    MessagesNotBoundError,
+    StoreNotBoundError,
+    UnsupportedLoopError,
+)
+from asgi_context.errors._requests import (
+    ConnectionClosedError,
+    ExtractorError,
+    ExtractorTypeError,
+    RequestRejected,
+    ScopeKeyMissingError,
+)
+from asgi_context.errors._root import (
+    AsgiContextError,
+)
+from asgi_context.errors._state import (
+    StateError,
+    StateSerializationError,
+)
+from asgi_context.errors._work import (
+    JobError,
+    PoolClosedError,
+    PoolError,
+    PoolFullError,
+    PoolNotFoundError,
+    PoolWaitError,
+    ResourceCloseError,
+    ResourceCycleError,
+    ResourceError,
+    ResourceNotFoundError,
+    ResourceTimeoutError,
+)
+
+__all__ = [
+    "AsgiContextError",
+    "ConnectionClosedError",
+    "ContextClosedError",
+    "ContextNotBoundError",
+    "ExtractorError",
+    "ExtractorTypeError",
+    "JobError",
+    "MessagesNotBoundError",
+    "PoolClosedError",
+    "PoolError",
+    "PoolFullError",
+    "PoolNotFoundError",
+    "PoolWaitError",
+    "RequestRejected",
+    "ResourceCloseError",
+    "ResourceCycleError",
+    "ResourceError",
+    "ResourceNotFoundError",
+    "ResourceTimeoutError",
+    "ScopeKeyMissingError",
+    "StateError",
+    "StateSerializationError",
+    "StoreNotBoundError",
+    "UnsupportedLoopError",
+]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # where users find them, also in tracebacks and pickles
