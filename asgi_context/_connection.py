@@ -40,6 +40,7 @@ from asgi_context.errors import (
     ExtractorTypeError,
     MessagesNotBoundError,
     RequestRejected,
+    ResourceCloseError,
     UnsupportedLoopError,
 )
 
@@ -217,7 +218,7 @@ class Connection:
             enter_binding(binding)
         else:
             self._stop_binding()
-            _discard(binding)
+            _discard(binding, None)
         return event
 
     async def _end_message(self, bound: Binding) -> None:
@@ -293,7 +294,7 @@ class Connection:
                 await check_verdict(verdict)
         except BaseException as error:
             binding.revoke()
-            _discard(binding)
+            _discard(binding, error)
             if changed and isinstance(error, RequestRejected):
                 raise RequestRejected(403, "message_mismatch") from None
             raise
@@ -365,6 +366,8 @@ class Connection:
             # In a Context of its own, or what is bound would live as long as the timer.
             self._timer = loop.call_later(min(left, _LONGEST_WAIT), self._watch, expires_at, context=Context())
             return
+        if self._over:
+            return
         closing = self._start_closing(_EXPIRED, "identity_expired")
         if closing is not None:
             self._closing = loop.create_task(closing)
@@ -378,6 +381,7 @@ class Connection:
             What is to be closed.
         """
         self._over = True
+        self._reader = _SEVERAL  # a task that outlives the connection and still reads gets nothing bound
         if self._timer is not None:
             self._timer.cancel()
         bound, self._bound, self._rest = self._bound, None, None  # which point back to the connection
@@ -401,10 +405,13 @@ def _only_names(identity: Identity, own: Identity) -> bool:
     return identity.user != own.user or not (identity.claims or identity.expires_at is not None)
 
 
-def _discard(binding: Binding) -> None:
+def _discard(binding: Binding, error: BaseException | None) -> None:
     resources, binding.resources = binding.resources, None
     if resources is not None:  # made by `authorize`
-        resources.leave(binding, None)
+        try:
+            resources.leave(binding, error)
+        except ResourceCloseError as failed:  # raised here it would take the message with it
+            log_crash("closing what authorize had made failed", failed)
 
 
 class MessageBlock:

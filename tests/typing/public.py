@@ -1,6 +1,7 @@
 """What type checkers see of the public names: checked by mypy and pyright, never run."""
 
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager
 from typing import assert_type
 
 from asgi_context import (
@@ -8,6 +9,7 @@ from asgi_context import (
     ContextThreadPoolExecutor,
     Identity,
     MemoryStore,
+    Pool,
     RequestContext,
     SharedState,
     Store,
@@ -15,9 +17,13 @@ from asgi_context import (
     carry_context,
     constant,
     current_context,
+    current_resource,
     current_state,
     from_header,
+    json_message,
+    message_context,
     run_in_executor,
+    run_in_pool,
 )
 from asgi_context._types import ASGIApp
 
@@ -27,6 +33,14 @@ def job(number: int, *, text: str = "") -> bytes:
 
 
 async def tenant(scope: object) -> str | None: ...
+
+
+class Session: ...
+
+
+@asynccontextmanager
+async def make_session(context: RequestContext) -> AsyncGenerator[Session, None]:
+    yield Session()
 
 
 async def use(app: ASGIApp, pool: ContextThreadPoolExecutor) -> None:
@@ -47,11 +61,20 @@ async def use(app: ASGIApp, pool: ContextThreadPoolExecutor) -> None:
     assert_type(carried(1, text="a"), bytes)
     run_in_executor(None, job, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
 
+    assert_type(await run_in_pool("tool", job, 1, text="a"), bytes)
+    await run_in_pool("tool", job, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(await current_resource(Session), Session)
+    async with message_context(payload="") as of_message:
+        assert_type(of_message, RequestContext | None)
+
     store: Store = MemoryStore()
     wrapped: ASGIApp = ContextMiddleware(app, tenant=tenant, user=from_header("x"), store=store)
     wrapped = ContextMiddleware(app, identity=lambda scope: Identity("acme"), authorize=lambda c, s: c.tenant == "a")
     wrapped = ContextMiddleware(app, tenant=constant("a"), missing="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     wrapped = ContextMiddleware(app, tenant=tenant, exempt=lambda scope: None)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
+    wrapped = ContextMiddleware(app, message=json_message(tenant="tenant_id"), resources={Session: make_session})
+    wrapped = ContextMiddleware(app, message=lambda event: None, pools={"user": 8, "tool": Pool(32, per_tenant=8)})
+    wrapped = ContextMiddleware(app, message=lambda event: "acme")  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
     await wrapped({"type": "http"}, receive, send)
 
 
