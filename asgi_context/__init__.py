@@ -1,6 +1,7 @@
 """Wrap any ASGI app once, and all that it calls knows on whose behalf it runs, and holds that tenant's shared state."""
 
 from asgi_context._claims import Claims
+from asgi_context._codec import register_state_type
 from asgi_context._connection import message_context
 from asgi_context._context import bind_context, current_context, unbound_context
 from asgi_context._executors import ContextThreadPoolExecutor, carry_context, run_in_executor
@@ -19,16 +20,18 @@ from asgi_context._extract import (
     identity_from,
 )
 from asgi_context._identity import Identity, RequestContext
+from asgi_context._limits import StateLimits
 from asgi_context._memory import MemoryStore
 from asgi_context._messages import json_message
 from asgi_context._middleware import ContextMiddleware
 from asgi_context._pools import Pool, run_in_pool
 from asgi_context._resources import current_resource
 from asgi_context._state import SharedState, current_state
-from asgi_context._types import Store
+from asgi_context._types import KEEP, Store
 from asgi_context.errors import ContextClosedError, ContextNotBoundError, RequestRejected
 
 __all__ = [
+    "KEEP",
     "Claims",
     "ContextClosedError",
     "ContextMiddleware",
@@ -42,6 +45,7 @@ __all__ = [
     "RequestRejected",
     "SharedSecret",
     "SharedState",
+    "StateLimits",
     "Store",
     "agree",
     "bind_context",
@@ -60,6 +64,7 @@ __all__ = [
     "identity_from",
     "json_message",
     "message_context",
+    "register_state_type",
     "run_in_executor",
     "run_in_pool",
     "unbound_context",

@@ -41,6 +41,8 @@ class Services(NamedTuple):
     factories: Mapping[type, Callable[[RequestContext], Any]] = MappingProxyType({})
     closing: Any = None
     """Where the closing of resources is noted."""
+    app_loop: Any = None
+    """Where the app's event loop is noted."""
 
 
 class Binding:

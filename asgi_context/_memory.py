@@ -1,9 +1,73 @@
-"""States in this process's memory."""
+"""States in this process's memory.
 
-from collections.abc import Mapping
+Space by space, so that what belongs to one tenant and user is found without looking at anybody else's. What has a time
+to live also stands in a bucket, by the second of its end, and each call takes a few that are over out of the oldest
+bucket: memory comes back without a task of its own, no call pays for many, and what is removed before its end leaves
+nothing behind.
+"""
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from heapq import heappop, heappush
+from math import ceil, inf, isfinite
 from threading import Lock
+from typing import Any, Final, Literal
 
-from asgi_context._types import Space
+from asgi_context._limits import StateLimits, check_ttl
+from asgi_context._types import KEEP, Space, Ttl
+from asgi_context.errors import StateLimitError, StateNumberError
+
+_MOST_PURGED: Final = 8  # of what is over, in one call
+_MOST_ERASED: Final = 1000  # states, in one hold of the lock
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_INT: Final = re.compile(rb"-?[0-9]+")
+_FLOAT: Final = re.compile(rb"-?[0-9]+(\.[0-9]+)?([eE][+\-]?[0-9]+)?")
+
+
+class _Entry:
+    """What may have an end: a state, a counter or a lease."""
+
+    __slots__ = ("ends", "home", "key", "place")
+
+    def __init__(self, home: "_Home", place: "dict[str, Any]", key: str) -> None:
+        self.home = home
+        self.place = place  # the dictionary that it stands in
+        self.key = key
+        self.ends = inf
+
+
+class _State(_Entry):
+    __slots__ = ("fields", "version")
+
+    fields: dict[str, bytes]
+    version: int
+
+
+class _Counter(_Entry):
+    __slots__ = ("value",)
+
+    value: int
+
+
+class _Lease(_Entry):
+    __slots__ = ("name",)
+
+    name: str
+
+
+class _Home:
+    """What belongs to one space."""
+
+    __slots__ = ("counters", "leases", "space", "states")
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.states: dict[str, _State] = {}
+        self.counters: dict[str, _Counter] = {}
+        self.leases: dict[str, dict[str, _Lease]] = {}  # by holder
 
 
 class MemoryStore:
@@ -11,73 +75,388 @@ class MemoryStore:
 
     Safe to use from several threads and event loops at once. What is kept is gone with the process, and no other
     process sees it.
+
+    Args:
+        default_ttl: time to live of new states, in seconds; ``None`` for no limit.
+        limits: how much it may hold; without them, those of ``StateLimits()``.
+        clock: gives the time in seconds, and never goes back.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``default_ttl`` is not positive and finite.
     """
 
-    def __init__(self) -> None:
-        # Space by space, so that what belongs to one tenant and user is found without looking at anybody else's.
-        self._spaces: dict[Space, dict[str, dict[str, bytes]]] = {}
+    immediate = True
+    """Its coroutines, but for ``erase``, never wait; see `Store`."""
+
+    def __init__(
+        self,
+        *,
+        default_ttl: float | None = None,
+        limits: StateLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if default_ttl is not None:
+            check_ttl(default_ttl, "default_ttl")
+        if limits is not None and not isinstance(limits, StateLimits):
+            message = f"limits must be StateLimits, not {type(limits).__qualname__}"
+            raise TypeError(message)
+        self._default_ttl = default_ttl
+        self._limits = StateLimits() if limits is None else limits
+        self._clock = clock
         self._lock = Lock()
+        self._tenants: dict[str, dict[str | None, _Home]] = {}
+        self._states = 0
+        self._bytes = 0  # counted only where there is a limit
+        self._version = 0
+        self._buckets: dict[int, dict[_Entry, None]] = {}
+        self._due: list[int] = []  # the buckets, as a heap
 
     def __repr__(self) -> str:
-        return f"<MemoryStore: {len(self._spaces)} spaces>"
+        return f"<MemoryStore: {self._states} states of {len(self._tenants)} tenants>"
 
-    async def merge(self, space: Space, state: str, fields: Mapping[str, bytes], /) -> bool:
+    async def merge(self, space: Space, state: str, fields: Mapping[str, bytes], ttl: Ttl, /) -> bool:
         """Set fields of a state; see `Store`."""
-        with self._lock:
-            states = self._spaces.setdefault(space, {})
-            kept = states.get(state)
-            if kept is None:
-                states[state] = dict(fields)
-                return True
-            kept.update(fields)
-            return False
+        return self._write(space, state, fields, ttl, merge=True)
+
+    async def replace(self, space: Space, state: str, fields: Mapping[str, bytes], ttl: Ttl, /) -> bool:
+        """Set the fields of a state and remove all others; see `Store`."""
+        return self._write(space, state, fields, ttl, merge=False)
 
     async def read(self, space: Space, state: str, /) -> Mapping[str, bytes] | None:
         """Give all fields of a state; see `Store`."""
         with self._lock:
-            fields = self._spaces.get(space, {}).get(state)
-            return None if fields is None else fields.copy()
+            found = self._find(space, state)
+            return None if found is None else found.fields.copy()
 
     async def read_field(self, space: Space, state: str, field: str, /) -> bytes | None:
         """Give one field of a state; see `Store`."""
         with self._lock:
-            return self._spaces.get(space, {}).get(state, {}).get(field)
+            found = self._find(space, state)
+            return None if found is None else found.fields.get(field)
+
+    async def read_version(self, space: Space, state: str, /) -> tuple[Mapping[str, bytes] | None, bytes]:
+        """Give all fields of a state and its version; see `Store`."""
+        with self._lock:
+            found = self._find(space, state)
+            return (None, b"") if found is None else (found.fields.copy(), b"%d" % found.version)
+
+    async def replace_version(self, space: Space, state: str, fields: Mapping[str, bytes], version: bytes, /) -> bool:
+        """Set the fields of a state if it still has that version; see `Store`."""
+        self._limits.check_values(fields)
+        with self._lock:
+            found = self._find(space, state)
+            if version != (b"" if found is None else b"%d" % found.version):
+                return False
+            if fields:
+                self._put(space, state, found, fields, KEEP, merge=False)
+            elif found is not None:
+                self._drop(found)
+            return True
+
+    async def increment(self, space: Space, state: str, field: str, by: float, /) -> float:
+        """Add to a number; see `Store`."""
+        with self._lock:
+            found = self._find(space, state)
+            total = _sum(None if found is None else found.fields.get(field), by)
+            if isinstance(total, str):
+                raise StateNumberError(state, field, total)
+            self._put(space, state, found, {field: repr(total).encode()}, KEEP, merge=True)
+            return total
 
     async def remove_field(self, space: Space, state: str, field: str, /) -> int:
         """Remove a field of a state; see `Store`."""
         with self._lock:
-            fields = self._spaces.get(space, {}).get(state, {})
-            if fields.pop(field, None) is None:
+            found = self._find(space, state)
+            if found is None or field not in found.fields:
                 return 0
-            if not fields:
-                self._forget(space, state)
+            if len(found.fields) == 1:
+                self._drop(found)
+            else:
+                if self._limits.total_bytes is not None:
+                    self._bytes -= _size(field, found.fields[field])
+                del found.fields[field]
+                found.version = self._next_version()
             return 1
 
     async def remove(self, space: Space, state: str, /) -> int:
         """Remove a state; see `Store`."""
         with self._lock:
-            if state not in self._spaces.get(space, {}):
+            found = self._find(space, state)
+            if found is None:
                 return 0
-            self._forget(space, state)
+            self._drop(found)
             return 1
 
     async def exists(self, space: Space, state: str, /) -> bool:
         """Say whether there is such a state; see `Store`."""
         with self._lock:
-            return state in self._spaces.get(space, {})
+            return self._find(space, state) is not None
 
     async def names(self, space: Space, /) -> list[str]:
         """Give the names of the space's states; see `Store`."""
         with self._lock:
-            return list(self._spaces.get(space, {}))
+            home = self._home(space)
+            if home is None:
+                return []
+            now = self._clock()
+            return [name for name, state in home.states.items() if state.ends > now]
 
     async def clear(self, space: Space, /) -> int:
         """Remove all states of the space; see `Store`."""
         with self._lock:
-            return len(self._spaces.pop(space, {}))
+            home = self._home(space)
+            if home is None:
+                return 0
+            now = self._clock()
+            states = list(home.states.values())
+            for state in states:
+                self._drop(state)
+            return sum(state.ends > now for state in states)
 
-    def _forget(self, space: Space, state: str) -> None:
-        states = self._spaces[space]
-        del states[state]
-        if not states:
-            del self._spaces[space]
+    async def touch(self, space: Space, state: str, ttl: float | None, /) -> bool:
+        """Set the time to live of a state; see `Store`."""
+        with self._lock:
+            found = self._find(space, state)
+            if found is None:
+                return False
+            self._let_end(found, ttl)
+            return True
+
+    async def remaining(self, space: Space, state: str, /) -> float | None:
+        """Give the seconds that a state has to live; see `Store`."""
+        with self._lock:
+            found = self._find(space, state)
+            if found is None:
+                return None
+            return inf if found.ends == inf else found.ends - self._clock()
+
+    async def erase(self, tenant: str, /) -> int:
+        """Remove everything of a tenant; others have their turn every 1,000 states; see `Store`."""
+        erased = 0
+        with self._lock:
+            homes = list(self._tenants.pop(tenant, {}).values())  # from now on nobody finds it
+        for home in homes:
+            places: list[dict[str, Any]] = [home.states, home.counters, *home.leases.values()]
+            for place in places:
+                while place:
+                    with self._lock:
+                        erased += self._take_down(place)
+                    await _let_others()
+        return erased
+
+    async def count(self, space: Space, counter: str, by: int, window: float, /) -> tuple[int, float]:
+        """Add to a counter; see `Store`."""
+        with self._lock:
+            now = self._clock()
+            home = self._home(space) or self._make_home(space)
+            found = home.counters.get(counter)
+            if found is None or found.ends <= now:
+                if found is not None:
+                    self._drop(found)
+                    home = self._home(space) or self._make_home(space)
+                found = home.counters[counter] = _Counter(home, home.counters, counter)
+                found.value = 0
+                self._let_end(found, window)
+            found.value += by
+            return found.value, found.ends - now
+
+    async def acquire(self, space: Space, lease: str, holder: str, most: int, ttl: float, /) -> bool:
+        """Take, or renew, one of a number of leases; see `Store`."""
+        with self._lock:
+            now = self._clock()
+            home = self._home(space)
+            for held in [] if home is None else list(home.leases.get(lease, {}).values()):
+                if held.ends <= now:
+                    self._drop(held)
+            home = self._home(space) or self._make_home(space)
+            holders = home.leases.setdefault(lease, {})
+            if holder not in holders:
+                if len(holders) >= most:
+                    return False
+                held = holders[holder] = _Lease(home, holders, holder)
+                held.name = lease
+            self._let_end(holders[holder], ttl)
+            return True
+
+    async def release(self, space: Space, lease: str, holder: str, /) -> bool:
+        """Give a lease back; see `Store`."""
+        with self._lock:
+            home = self._home(space)
+            held = None if home is None else home.leases.get(lease, {}).get(holder)
+            if held is None:
+                return False
+            is_held = held.ends > self._clock()
+            self._drop(held)
+            return is_held
+
+    # All below under the lock.
+
+    def _home(self, space: Space) -> _Home | None:
+        if self._due:
+            self._purge(_MOST_PURGED)
+        homes = self._tenants.get(space[0])
+        return None if homes is None else homes.get(space[1])
+
+    def _make_home(self, space: Space) -> _Home:
+        home = self._tenants.setdefault(space[0], {})[space[1]] = _Home(space)
+        return home
+
+    def _find(self, space: Space, state: str) -> _State | None:
+        home = self._home(space)
+        if home is None:
+            return None
+        found = home.states.get(state)
+        if found is not None and found.ends != inf and found.ends <= self._clock():
+            self._drop(found)
+            return None
+        return found
+
+    def _write(self, space: Space, state: str, fields: Mapping[str, bytes], ttl: Ttl, *, merge: bool) -> bool:
+        self._limits.check_values(fields)
+        with self._lock:
+            found = self._find(space, state)
+            self._put(space, state, found, fields, ttl, merge=merge)
+            return found is None
+
+    def _put(
+        self, space: Space, state: str, found: _State | None, fields: Mapping[str, bytes], ttl: Ttl, *, merge: bool
+    ) -> None:
+        kept: Mapping[str, bytes] = found.fields if merge and found is not None else {}
+        over = self._over(space, state, found, kept, fields)
+        if over is not None:
+            self._purge(len(self._due) + self._states)  # what is over does not count
+            over = self._over(space, state, found, kept, fields)
+            if over is not None:
+                raise StateLimitError(over, getattr(self._limits, over))
+        if self._limits.total_bytes is not None:
+            self._bytes += self._growth(state, found, kept, fields)
+        if found is None:
+            home = self._home(space) or self._make_home(space)
+            found = home.states[state] = _State(home, home.states, state)
+            found.fields = dict(fields)
+            self._states += 1
+            self._let_end(found, self._default_ttl if ttl is KEEP else ttl)
+        else:
+            if merge:
+                found.fields.update(fields)
+            else:
+                found.fields = dict(fields)
+            if ttl is not KEEP:
+                self._let_end(found, ttl)
+        found.version = self._next_version()
+
+    def _over(
+        self, space: Space, state: str, found: _State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]
+    ) -> str | None:
+        limits = self._limits
+        if len(kept) + len(fields) > limits.fields and len(kept.keys() | fields.keys()) > limits.fields:
+            return "fields"
+        if found is None:
+            home = self._home(space)
+            if home is not None and len(home.states) >= limits.user_states:
+                return "user_states"
+            if limits.states is not None and self._states >= limits.states:
+                return "states"
+        if limits.total_bytes is not None:
+            growth = self._growth(state, found, kept, fields)
+            if growth > 0 and self._bytes + growth > limits.total_bytes:
+                return "total_bytes"
+        return None
+
+    @staticmethod
+    def _growth(state: str, found: _State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]) -> int:
+        growth = sum(_size(name, text) for name, text in fields.items())
+        if found is None:
+            return growth + len(state)
+        gone = (name for name in found.fields if name in fields or name not in kept)
+        return growth - sum(_size(name, found.fields[name]) for name in gone)
+
+    def _next_version(self) -> int:
+        self._version += 1  # of the whole store: one that is made anew is another version than the one of before
+        return self._version
+
+    def _let_end(self, entry: _Entry, ttl: float | None) -> None:
+        if entry.ends != inf:
+            del self._buckets[ceil(entry.ends)][entry]
+        if ttl is None:
+            entry.ends = inf
+            return
+        entry.ends = self._clock() + ttl
+        second = ceil(entry.ends)
+        bucket = self._buckets.get(second)
+        if bucket is None:
+            bucket = self._buckets[second] = {}
+            heappush(self._due, second)
+        bucket[entry] = None
+
+    def _purge(self, most: int) -> None:
+        now = self._clock()
+        while self._due and self._due[0] <= now:
+            bucket = self._buckets[self._due[0]]
+            while bucket:
+                if not most:
+                    return
+                most -= 1
+                self._drop(next(reversed(bucket)))  # from its end: the beginning of a dict is full of holes by then
+            del self._buckets[heappop(self._due)]
+
+    def _take_down(self, place: dict[str, Any]) -> int:
+        now = self._clock()
+        there = 0
+        for _ in range(min(len(place), _MOST_ERASED)):
+            entry: _Entry = place[next(reversed(place))]
+            there += type(entry) is _State and entry.ends > now
+            self._drop(entry)
+        return there
+
+    def _drop(self, entry: _Entry) -> None:
+        del entry.place[entry.key]
+        if entry.ends != inf:
+            del self._buckets[ceil(entry.ends)][entry]
+        home = entry.home
+        if type(entry) is _State:
+            self._states -= 1
+            if self._limits.total_bytes is not None:
+                self._bytes -= len(entry.key) + sum(_size(name, text) for name, text in entry.fields.items())
+        elif type(entry) is _Lease and not entry.place:
+            del home.leases[entry.name]
+        if not (home.states or home.counters or home.leases):
+            self._forget(home)
+
+    def _forget(self, home: _Home) -> None:
+        tenant, user = home.space
+        homes = self._tenants.get(tenant)
+        if homes is not None and homes.get(user) is home:  # else it was erased
+            del homes[user]
+            if not homes:
+                del self._tenants[tenant]
+
+
+def _size(name: str, text: bytes) -> int:
+    return len(name) + len(text)
+
+
+def _sum(text: bytes | None, by: float) -> float | Literal["type", "overflow"]:
+    number: float
+    if text is None:
+        number = 0
+    elif _INT.fullmatch(text):
+        number = int(text)
+    elif _FLOAT.fullmatch(text):
+        number = float(text)
+    else:
+        return "type"
+    total = number + by
+    if type(total) is int:
+        return total if _LEAST <= total <= _MOST else "overflow"
+    return total if isfinite(total) else "overflow"
+
+
+async def _let_others() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # under trio that module is loaded already
+        await sys.modules["trio"].lowlevel.checkpoint()
+    else:
+        await asyncio.sleep(0)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
+from asgi_context._blocking import AppLoop
 from asgi_context._claims import NO_CLAIMS
 from asgi_context._connection import Authorize, Connection, check_verdict
 from asgi_context._context import (
@@ -117,7 +118,7 @@ class ContextMiddleware:
             check_message(message)
         source = source_of(identity, tenant, user, message)
         close_timeout = seconds(close_timeout, "close_timeout")
-        closing = Closing(close_timeout)
+        closing, app_loop = Closing(close_timeout), AppLoop()
 
         plan = HeaderPlan()
         # Tenant and user out of two headers, as nearly always, are read without a call once they are known.
@@ -137,6 +138,7 @@ class ContextMiddleware:
             pools=workers_of(pools or {}, close_timeout),
             factories=check_factories(resources or {}),
             closing=closing,
+            app_loop=app_loop,
         )
         self._exempt = exempt
         self._authorize = authorize
@@ -152,6 +154,8 @@ class ContextMiddleware:
         self._alone = self._plain is not None and exempt is None and request_id is None
         # Closed from the end: what is still being closed may need a thread, and the store.
         parts = [self._services.store, *parts_of([source, request_id, message]), *self._services.pools.values()]
+        if not getattr(store, "immediate", store is None):
+            parts.append(app_loop)
         if resources:
             parts.append(closing)
         self._lifespan = Lifespan(parts)

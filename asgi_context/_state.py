@@ -1,23 +1,37 @@
 """Shared state: named hashes ("states") of one tenant and user, or of a whole tenant."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar, overload
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from math import inf, isfinite
+from typing import Any, Final, TypeVar, cast, overload
 
+from asgi_context._blocking import app_loop, run_blocking
+from asgi_context._callables import runs_later
 from asgi_context._codec import decode, encode
 from asgi_context._context import REQUIRED, current_binding
-from asgi_context._types import Space, Store
-from asgi_context.errors import ContextNotBoundError, StoreNotBoundError
+from asgi_context._limits import check_ttl
+from asgi_context._types import KEEP, Space, Store, Ttl, check_store
+from asgi_context.errors import ContextNotBoundError, StateConflictError, StateNumberError, StoreNotBoundError
 
 _T = TypeVar("_T")
+
+_MOST_ATTEMPTS: Final = 100  # of modify: among n writers at once, one succeeds in every round
+_LEAST, _MOST = -(2**63), 2**63 - 1
 
 
 class SharedState:
     """The states of one tenant and user, or of a whole tenant.
 
-    Holds its tenant and user by itself: wherever the object is taken, it stays theirs. Its methods are coroutines, for
-    the event loop: a function in a thread returns what is to be kept. A state is a hash of fields; without fields it
-    does not exist. Values come back equal and of the same type: ``None``, ``bool``, ``int``,
-    ``float`` (finite), ``str``, ``list``, and ``dict`` with ``str`` keys.
+    Holds its tenant and user by itself: wherever the object is taken, it stays theirs. A state is a hash of fields;
+    without fields it does not exist. Every value comes back equal and of the same type: ``None``, ``bool``, ``int``,
+    ``float`` (not NaN), ``str``, ``bytes``, ``list``, ``tuple``, ``set``, ``frozenset``, ``dict``, ``datetime``,
+    ``date``, ``time``, ``timedelta``, ``Decimal``, ``UUID``, and dataclasses, enums and pydantic models after
+    `register_state_type`. In threads and scripts, `sync` has the same methods blocking.
+
+    Where a method takes ``ttl``, that is the state's time to live in seconds: ``KEEP`` keeps what it has, and gives a
+    new state the store's default; ``None`` removes it. Besides what stands at each method, all raise TypeError and
+    ValueError for names and arguments that cannot be, `StateUnavailableError` where the store is down or slow, and
+    those that write `StateLimitError` where the store's limits refuse.
 
     Args:
         store: where the states are kept.
@@ -29,43 +43,74 @@ class SharedState:
         ValueError: tenant or user is empty.
     """
 
-    __slots__ = ("_space", "_store")
+    __slots__ = ("_loop", "_space", "_store")
 
     def __init__(self, store: Store, tenant: str, user: str | None = None) -> None:
+        check_store(store)
         _name(tenant, "tenant")
         if user is not None:
             _name(user, "user")
         self._store = store
         self._space: Space = (tenant, user)
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the app, where there is one
 
     def __repr__(self) -> str:
         tenant, user = self._space
         return f"SharedState(tenant={tenant!r}, user={user!r})"
 
-    async def upsert(self, key: str, data: Mapping[str, Any]) -> bool:
+    @property
+    def tenant_wide(self) -> "SharedState":
+        """The states that all users of the tenant share."""
+        shared = SharedState(self._store, self._space[0])
+        shared._loop = self._loop
+        return shared
+
+    @property
+    def sync(self) -> "BlockingState":
+        """The same methods, blocking, for threads and scripts."""
+        return BlockingState(self)
+
+    async def upsert(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
         """Merge fields into a state, which is made where there is none.
 
         Args:
             key: name of the state.
             data: values by field, at least one.
+            ttl: time to live of the state, in seconds.
 
         Returns:
             Whether this call made the state.
 
         Raises:
             ValueError: ``data`` is empty, or a name is.
-            TypeError: a name is not a str, or ``data`` no mapping.
             StateSerializationError: a value cannot be kept exactly; nothing was written.
         """
-        _name(key, "key")
-        if not isinstance(data, Mapping):
-            message = f"data must be a mapping of values by field, not {type(data).__qualname__}"
-            raise TypeError(message)
-        if not data:
+        key, fields = _name(key, "key"), _encoded(key, data)
+        if not fields:
             message = "data must have at least one field: a state without fields does not exist"
             raise ValueError(message)
-        fields = {_name(field, "field"): encode(key, field, value) for field, value in data.items()}
-        return await self._store.merge(self._space, key, fields)
+        return await self._store.merge(self._space, key, fields, _time_to_live(ttl))
+
+    async def replace(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
+        """Make a state be exactly this.
+
+        Args:
+            key: name of the state.
+            data: values by field, at least one.
+            ttl: time to live of the state, in seconds.
+
+        Returns:
+            Whether this call made the state.
+
+        Raises:
+            ValueError: ``data`` is empty, or a name is.
+            StateSerializationError: a value cannot be kept exactly; nothing was written.
+        """
+        key, fields = _name(key, "key"), _encoded(key, data)
+        if not fields:
+            message = "data must have at least one field: a state without fields does not exist; use delete"
+            raise ValueError(message)
+        return await self._store.replace(self._space, key, fields, _time_to_live(ttl))
 
     async def get(self, key: str) -> dict[str, Any] | None:
         """Read a whole state.
@@ -75,9 +120,13 @@ class SharedState:
 
         Returns:
             A copy, values by field; ``None`` only where there is no such state.
+
+        Raises:
+            StateDecodeError: a value holds a type that is not registered here.
         """
-        fields = await self._store.read(self._space, _name(key, "key"))
-        return None if fields is None else {field: decode(text) for field, text in fields.items()}
+        key = _name(key, "key")
+        fields = await self._store.read(self._space, key)
+        return None if fields is None else _decoded(key, fields)
 
     async def get_field(self, key: str, field: str, default: Any = None) -> Any:  # noqa: ANN401 - what was stored
         """Read one field of a state.
@@ -89,17 +138,22 @@ class SharedState:
 
         Returns:
             A copy of the value, or the default.
-        """
-        text = await self._store.read_field(self._space, _name(key, "key"), _name(field, "field"))
-        return default if text is None else decode(text)
 
-    async def update_field(self, key: str, field: str, value: Any) -> bool:  # noqa: ANN401 - what is to be stored
+        Raises:
+            StateDecodeError: the value holds a type that is not registered here.
+        """
+        key, field = _name(key, "key"), _name(field, "field")
+        text = await self._store.read_field(self._space, key, field)
+        return default if text is None else decode(key, field, text)
+
+    async def update_field(self, key: str, field: str, value: Any, *, ttl: Ttl = KEEP) -> bool:  # noqa: ANN401 - to be stored
         """Set one field of a state, which is made where there is none.
 
         Args:
             key: name of the state.
             field: name of the field.
             value: what to keep.
+            ttl: time to live of the state, in seconds.
 
         Returns:
             Whether this call made the state.
@@ -107,8 +161,94 @@ class SharedState:
         Raises:
             StateSerializationError: the value cannot be kept exactly; nothing was written.
         """
-        _name(key, "key")
-        return await self._store.merge(self._space, key, {_name(field, "field"): encode(key, field, value)})
+        key, field = _name(key, "key"), _name(field, "field")
+        text = encode(key, field, value)
+        return await self._store.merge(self._space, key, {field: text}, _time_to_live(ttl))
+
+    async def increment(self, key: str, field: str, by: float = 1) -> int | float:
+        """Add to a number; the state and the field are made where there are none, from 0.
+
+        Args:
+            key: name of the state.
+            field: name of the field.
+            by: what to add, an int or a float; negative to subtract.
+
+        Returns:
+            The sum: an int of 64 bits with sign where both are ints, else a float (IEEE double).
+
+        Raises:
+            StateNumberError: the field holds something else, or the sum would be beyond its type; nothing was written.
+        """
+        key, field = _name(key, "key"), _name(field, "field")
+        if type(by) is not int and type(by) is not float:
+            message = f"by must be an int or a float, not {type(by).__qualname__}"
+            raise TypeError(message)
+        if not isfinite(by) if type(by) is float else not _LEAST <= by <= _MOST:
+            raise StateNumberError(key, field, "overflow")
+        return await self._store.increment(self._space, key, field, by)
+
+    async def modify(self, key: str, func: Callable[[dict[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+        """Change a state by a function of what it holds, atomically.
+
+        The function is called again where somebody else has changed the state meanwhile, so it must do nothing else.
+
+        Args:
+            key: name of the state.
+            func: a plain function that takes a copy of the state, ``{}`` where there is none, and returns what it is to
+                be, values by field; ``{}`` deletes it. Its time to live is kept.
+
+        Returns:
+            What was written.
+
+        Raises:
+            TypeError: ``func`` is no plain function, or returns no mapping.
+            StateSerializationError: a value cannot be kept exactly; nothing was written.
+            StateConflictError: others have changed it each time; nothing was written.
+        """
+        key = _name(key, "key")
+        kind = runs_later(func)
+        if kind is not None or not callable(func):
+            message = f"func must be a plain function, not {func!r}"
+            raise TypeError(message)
+        for _ in range(_MOST_ATTEMPTS):
+            fields, version = await self._store.read_version(self._space, key)
+            data = func({} if fields is None else _decoded(key, fields))
+            changed = _encoded(key, data)
+            if changed == fields or await self._store.replace_version(self._space, key, changed, version):
+                return _decoded(key, changed)
+        raise StateConflictError(key, _MOST_ATTEMPTS)
+
+    async def touch(self, key: str, ttl: float | None) -> bool:
+        """Set a state's time to live.
+
+        Args:
+            key: name of the state.
+            ttl: seconds from now; ``None`` for no limit.
+
+        Returns:
+            Whether there is such a state.
+        """
+        key = _name(key, "key")
+        if ttl is not None:
+            check_ttl(ttl, "ttl")
+        return await self._store.touch(self._space, key, ttl)
+
+    async def ttl(self, key: str) -> float | None:
+        """Give a state's time to live.
+
+        Args:
+            key: name of the state.
+
+        Returns:
+            Seconds from now; ``None`` without limit.
+
+        Raises:
+            KeyError: there is no such state.
+        """
+        left = await self._store.remaining(self._space, _name(key, "key"))
+        if left is None:
+            raise KeyError(key)
+        return None if left == inf else left
 
     async def delete_field(self, key: str, field: str) -> int:
         """Delete one field of a state; with its last field the state is gone.
@@ -161,14 +301,125 @@ class SharedState:
         return await self._store.clear(self._space)
 
 
+class BlockingState:
+    """`SharedState` for threads and scripts: the same methods, blocking. It is what `SharedState.sync` gives.
+
+    In memory, calls are answered on the spot. Otherwise they run on the app's event loop, or where there is none on one
+    of this process's own, and give up after the store's deadline. On the thread of a running event loop they raise at
+    once, whatever the store.
+
+    Args:
+        state: whose methods these are.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: SharedState) -> None:
+        self._state = state
+
+    def __repr__(self) -> str:
+        return f"{self._state!r}.sync"
+
+    @property
+    def tenant_wide(self) -> "BlockingState":
+        """The states that all users of the tenant share."""
+        return BlockingState(self._state.tenant_wide)
+
+    def _run(self, call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        return run_blocking(call, self._state._store, self._state._loop)  # noqa: SLF001 - its other half
+
+    def upsert(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
+        """See `SharedState.upsert`."""
+        return self._run(lambda: self._state.upsert(key, data, ttl=ttl))
+
+    def replace(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
+        """See `SharedState.replace`."""
+        return self._run(lambda: self._state.replace(key, data, ttl=ttl))
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """See `SharedState.get`."""
+        return self._run(lambda: self._state.get(key))
+
+    def get_field(self, key: str, field: str, default: Any = None) -> Any:  # noqa: ANN401 - as there
+        """See `SharedState.get_field`."""
+        return self._run(lambda: self._state.get_field(key, field, default))
+
+    def update_field(self, key: str, field: str, value: Any, *, ttl: Ttl = KEEP) -> bool:  # noqa: ANN401 - as there
+        """See `SharedState.update_field`."""
+        return self._run(lambda: self._state.update_field(key, field, value, ttl=ttl))
+
+    def increment(self, key: str, field: str, by: float = 1) -> int | float:
+        """See `SharedState.increment`."""
+        return self._run(lambda: self._state.increment(key, field, by))
+
+    def modify(self, key: str, func: Callable[[dict[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+        """See `SharedState.modify`."""
+        return self._run(lambda: self._state.modify(key, func))
+
+    def touch(self, key: str, ttl: float | None) -> bool:
+        """See `SharedState.touch`."""
+        return self._run(lambda: self._state.touch(key, ttl))
+
+    def ttl(self, key: str) -> float | None:
+        """See `SharedState.ttl`."""
+        return self._run(lambda: self._state.ttl(key))
+
+    def delete_field(self, key: str, field: str) -> int:
+        """See `SharedState.delete_field`."""
+        return self._run(lambda: self._state.delete_field(key, field))
+
+    def delete(self, key: str) -> int:
+        """See `SharedState.delete`."""
+        return self._run(lambda: self._state.delete(key))
+
+    def exists(self, key: str) -> bool:
+        """See `SharedState.exists`."""
+        return self._run(lambda: self._state.exists(key))
+
+    def list_states(self) -> list[str]:
+        """See `SharedState.list_states`."""
+        return self._run(self._state.list_states)
+
+    def clear_all_states(self) -> int:
+        """See `SharedState.clear_all_states`."""
+        return self._run(self._state.clear_all_states)
+
+
 def _name(name: object, what: str) -> str:
-    if not isinstance(name, str):
-        message = f"{what} must be a str, not {type(name).__qualname__}"
-        raise TypeError(message)
+    if type(name) is not str:
+        if not isinstance(name, str):
+            message = f"{what} must be a str, not {type(name).__qualname__}"
+            raise TypeError(message)
+        name = str.__str__(name)  # of a subclass, such as an enum
     if not name:
         message = f"{what} must not be empty"
         raise ValueError(message)
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            message = f"{what} holds a lone surrogate, which is no character"
+            raise ValueError(message) from None
     return name
+
+
+def _encoded(key: str, data: object) -> dict[str, bytes]:
+    if not isinstance(data, Mapping):
+        message = f"a state must be a mapping of values by field, not {type(data).__qualname__}"
+        raise TypeError(message)
+    return {
+        _name(field, "field"): encode(key, field, value) for field, value in cast("Mapping[str, Any]", data).items()
+    }
+
+
+def _decoded(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
+    return {field: decode(key, field, text) for field, text in fields.items()}
+
+
+def _time_to_live(ttl: Ttl) -> Ttl:
+    if ttl is not None and ttl is not KEEP:
+        check_ttl(ttl, "ttl")
+    return ttl
 
 
 @overload
@@ -198,7 +449,9 @@ def current_state(default: object = REQUIRED, /) -> object:
         if default is not REQUIRED:
             return default
         raise ContextNotBoundError("state") if tenant is None else StoreNotBoundError
-    state = binding.state = SharedState(store, tenant, binding.user)
+    state = SharedState(store, tenant, binding.user)
+    state._loop = app_loop(binding.services.app_loop)  # noqa: SLF001 - made here
+    binding.state = state
     if binding.revoked:  # asked after the store above, or a thread could put back what a revocation took away
         binding.state = None
         binding.check("state")

@@ -25,7 +25,13 @@
     ├── ResourceCloseError (ExceptionGroup)     closing resources failed
     ├── UnsupportedLoopError (RuntimeError)     this needs a running asyncio event loop
     └── StateError
-        └── StateSerializationError (TypeError) a value cannot be kept exactly
+        ├── StateSerializationError (TypeError) a value cannot be kept exactly
+        ├── StateDecodeError (ValueError)       what is stored cannot be read here
+        ├── StateNumberError (ValueError)       a field cannot be incremented
+        ├── StateConflictError (RuntimeError)   others changed it each time that it was to be modified
+        ├── StateLimitError (RuntimeError)      the store's limits refuse a write
+        ├── StateUnavailableError (ConnectionError) the store is down, or slow
+        └── StateBlockingError (RuntimeError)   .sync on the thread of a running event loop
 
 Wrong arguments are plain ``TypeError`` and ``ValueError``.
 """
@@ -48,8 +54,14 @@ from asgi_context.errors._root import (
     AsgiContextError,
 )
 from asgi_context.errors._state import (
+    StateBlockingError,
+    StateConflictError,
+    StateDecodeError,
     StateError,
+    StateLimitError,
+    StateNumberError,
     StateSerializationError,
+    StateUnavailableError,
 )
 from asgi_context.errors._work import (
     JobError,
@@ -86,8 +98,14 @@ __all__ = [
     "ResourceNotFoundError",
     "ResourceTimeoutError",
     "ScopeKeyMissingError",
+    "StateBlockingError",
+    "StateConflictError",
+    "StateDecodeError",
     "StateError",
+    "StateLimitError",
+    "StateNumberError",
     "StateSerializationError",
+    "StateUnavailableError",
     "StoreNotBoundError",
     "UnsupportedLoopError",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
-from typing import assert_type
+from typing import Any, assert_type
 
 from asgi_context import (
     ContextMiddleware,
@@ -48,6 +48,10 @@ async def use(app: ASGIApp, pool: ContextThreadPoolExecutor) -> None:
     assert_type(current_context(None), RequestContext | None)
     assert_type(current_state(), SharedState)
     assert_type(current_state(0), SharedState | int)
+    assert_type(await current_state().increment("cart", "items"), int | float)
+    assert_type(current_state().sync.upsert("cart", {"items": 1}, ttl=60), bool)
+    assert_type(current_state().tenant_wide.sync.get("cart"), dict[str, Any] | None)
+    await current_state().upsert("cart", {}, ttl="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with bind_context(Identity("acme")) as context:
         assert_type(context, RequestContext)
         context.tenant = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,173 @@
+"""Coroutines for callers that block: threads and scripts."""
+
+import asyncio
+import concurrent.futures
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import copy_context
+from threading import Lock, Thread
+from typing import Any, Final, TypeVar
+
+from asgi_context.errors import StateBlockingError, StateUnavailableError
+
+_T = TypeVar("_T")
+
+_DEADLINE: Final = 30.0  # seconds, for stores that say nothing
+
+
+class AppLoop:
+    """The event loop of an app, as a part of it that is opened and closed."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self) -> None:
+        """Note the loop that runs; under trio there is none."""
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.loop = None
+
+    def close(self) -> None:
+        """Forget it."""
+        self.loop = None
+
+
+def app_loop(known: AppLoop | None) -> asyncio.AbstractEventLoop | None:
+    """Find the loop on which blocking calls of a state are to run.
+
+    Args:
+        known: where the app has noted its loop.
+
+    Returns:
+        The one that runs in this thread, else the app's.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None if known is None else known.loop
+
+
+def run_blocking(
+    call: Callable[[], Coroutine[Any, Any, _T]], store: object, loop: asyncio.AbstractEventLoop | None
+) -> _T:
+    """Run a coroutine to its end, and wait for it.
+
+    Args:
+        call: makes the coroutine.
+        store: whose coroutine it is.
+        loop: where to run it; without one, or if it is closed, on a loop of this process's own.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        StateBlockingError: an event loop runs in this thread.
+        StateUnavailableError: it was not done within the store's deadline, and was cancelled.
+    """
+    if _loop_runs_here():
+        raise StateBlockingError
+    if getattr(store, "immediate", False):
+        return _run_at_once(call())
+    if loop is None or loop.is_closed():
+        loop = _background.loop()
+    answer: _T = _Call(loop, call()).wait(getattr(store, "deadline", _DEADLINE))
+    return answer
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        trio = sys.modules.get("trio")
+        return trio is not None and trio.lowlevel.in_trio_run()
+    return True
+
+
+def _run_at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+    coroutine.close()
+    message = "a store whose attribute `immediate` is true has waited"
+    raise RuntimeError(message)
+
+
+class _Call:
+    """A coroutine that runs on a loop, and a thread that waits for it.
+
+    Leaner than ``run_coroutine_threadsafe``, which chains two futures in both directions.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._loop = loop
+        self._coroutine = coroutine
+        self._context = copy_context()
+        self._answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._task: asyncio.Task[Any] | None = None
+
+    def wait(self, deadline: float) -> Any:  # noqa: ANN401 - what the coroutine returns
+        try:
+            self._loop.call_soon_threadsafe(self._start)
+        except RuntimeError:
+            self._coroutine.close()
+            raise StateUnavailableError("the event loop that would ask it has ended") from None
+        try:
+            return self._answer.result(deadline)
+        except TimeoutError:
+            if self._answer.done():
+                raise  # it is the coroutine's own
+            reason = f"it did not answer within {deadline:g} seconds; whether a write took place is not known"
+            raise StateUnavailableError(reason) from None
+        finally:
+            if self._answer.cancel():  # it is late, or the thread was interrupted
+                with suppress(RuntimeError):  # the loop has ended, and the task with it
+                    self._loop.call_soon_threadsafe(self._stop)
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._coroutine, context=self._context)
+        self._task.add_done_callback(self._finish)
+
+    def _finish(self, task: "asyncio.Task[Any]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if not self._answer.set_running_or_notify_cancel():
+            return  # nobody waits any more
+        if task.cancelled():  # by the end of the loop, say: in the caller it would look as if that had been cancelled
+            self._answer.set_exception(StateUnavailableError("the call was cancelled on its event loop"))
+        elif error is not None:
+            self._answer.set_exception(error)
+        else:
+            self._answer.set_result(task.result())
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+class _Background:
+    """One event loop of this process's own, in a thread, for where no app has one."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._pid = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():  # a fork takes the loop along, but not its thread
+                self._loop = asyncio.new_event_loop()
+                self._pid = os.getpid()
+                Thread(target=self._loop.run_forever, name="asgi_context-background", daemon=True).start()
+            return self._loop
+
+    def forget(self) -> None:
+        self._lock = Lock()  # another thread may have held it when this process was forked off
+
+
+_background: Final = _Background()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_background.forget)

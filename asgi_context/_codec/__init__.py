@@ -1,0 +1,6 @@
+"""Values of states as JSON text that a person can read, exact: what cannot come back equal is refused."""
+
+from asgi_context._codec._registry import register_state_type
+from asgi_context._codec._values import decode, encode
+
+__all__ = ["decode", "encode", "register_state_type"]
