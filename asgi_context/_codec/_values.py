@@ -98,7 +98,7 @@ def _short(step: object) -> str:
 
 
 def _tree(value: Any, depth: int) -> Any:  # noqa: ANN401, PLR0911 - any value, and the commonest types first
-    kind: object = type(value)
+    kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]  # of whatever it is
     if kind in _ATOMS:
         return value
     if kind is int:
@@ -228,7 +228,7 @@ _KNOWN: Final = frozenset({*_ATOMS, int, float, dict, list, *_WRITERS}) - {objec
 
 
 def _value(tree: Any) -> Any:  # noqa: ANN401 - any tree
-    kind: object = type(tree)
+    kind: Any = type(tree)  # pyright: ignore[reportUnknownVariableType]  # as above
     if kind is list:
         return [item if type(item) in _ATOMS else _value(item) for item in tree]
     if kind is not dict:
