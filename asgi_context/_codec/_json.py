@@ -7,6 +7,7 @@ null), so what is beyond must be tagged before.
 
 from collections.abc import Callable
 from importlib import import_module
+from math import isfinite
 from typing import Any, Final
 
 Dumps = Callable[[Any], bytes]
@@ -32,9 +33,18 @@ def _stdlib() -> tuple[Dumps, Loads]:
         return text.encode()
 
     def loads(text: bytes) -> Any:  # noqa: ANN401 - a tree as above
-        return read(text.decode())
+        tree = read(text.decode())
+        if b"\\u" in text:  # an escape may be half of a character, which the others refuse
+            dumps(tree)
+        return tree
 
-    read = module.JSONDecoder().decode
+    def finite(text: str) -> float:
+        number = float(text)
+        if not isfinite(number):  # 1e400; for the others that is an error, as NaN and Infinity are
+            raise ValueError(text)
+        return number
+
+    read = module.JSONDecoder(parse_constant=finite, parse_float=finite).decode
     return dumps, loads
 
 

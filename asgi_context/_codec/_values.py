@@ -22,7 +22,9 @@ from asgi_context.errors import StateDecodeError, StateSerializationError
 _ATOMS: Final = frozenset({str, bool, type(None)})  # stand as they are, whatever they hold
 _LONGEST_STEP: Final = 60  # characters of a name in an error
 _DEEPEST: Final = 100  # levels of JSON; the encoders' own limits begin at about 250
+_NO_STACK: Final = "nested deeper than the stack of this thread still allows"
 _TOO_DEEP: Final = f"nested deeper than {_DEEPEST} levels of JSON"
+_SHOWN: Final = (int, str, tuple)  # keys of dicts, in an error
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
 
@@ -44,10 +46,39 @@ def encode(state: str, field: str, value: object) -> bytes:
         tree = value if type(value) in _ATOMS else _tree(value, 0)
     except _UnfitError as unfit:
         raise StateSerializationError(state, _path(field, unfit.path), unfit.reason) from None
+    except RecursionError:
+        raise StateSerializationError(state, _path(field, ()), _NO_STACK) from None
     try:
         return encoder.dumps(tree)
     except (UnicodeEncodeError, TypeError):  # which of them depends on the encoder; nothing else in a tree is refused
-        raise StateSerializationError(state, _path(field, ()), "a str holds a lone surrogate") from None
+        path = _path_to_surrogate(value) or ()
+        raise StateSerializationError(state, _path(field, path), "a str holds a lone surrogate") from None
+    except RecursionError:
+        raise StateSerializationError(state, _path(field, ()), _NO_STACK) from None
+
+
+def _path_to_surrogate(value: Any) -> list[object] | None:  # noqa: ANN401 - any value
+    steps: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, str):
+        return None if _is_text(value) else []
+    if isinstance(value, dict):
+        members: dict[Any, Any] = value
+        steps = members.items()
+    elif isinstance(value, list | tuple | set | frozenset):
+        steps = enumerate(cast("Iterable[Any]", value))
+    for step, item in steps:
+        found = _path_to_surrogate(item)
+        if found is not None:
+            return [step, *found]
+    return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decode(state: str, field: str, text: bytes) -> Any:  # noqa: ANN401 - what was written
@@ -117,7 +148,12 @@ def _tree(value: Any, depth: int) -> Any:  # noqa: ANN401, PLR0911 - any value, 
     registered = BY_TYPE.get(kind)
     if registered is None:
         raise _UnfitError(_unfit(value))
-    return {registered.tag: _payload(registered.take_apart(value), depth)}
+    try:
+        apart = registered.take_apart(value)
+    except LookupError as error:
+        reason = f"{kind.__qualname__} cannot be kept: {error.args[0]}"
+        raise _UnfitError(reason) from None
+    return {registered.tag: _payload(apart, depth)}
 
 
 def _trees(values: Iterable[Any], depth: int) -> list[Any]:
@@ -133,7 +169,14 @@ def _trees(values: Iterable[Any], depth: int) -> list[Any]:
 
 def _tree_of_dict(value: dict[Any, Any], depth: int) -> dict[str, Any]:
     if any(type(name) is not str for name in value):
-        return {"$dict": [_trees(pair, depth + 2) for pair in value.items()]}
+        pairs: list[list[Any]] = []
+        for name, item in value.items():
+            try:
+                pairs.append([_tree(name, depth + 3), _tree(item, depth + 3)])
+            except _UnfitError as unfit:
+                unfit.path.insert(0, cast("object", name) if isinstance(name, _SHOWN) else type(name).__name__)
+                raise
+        return {"$dict": pairs}
     trees: dict[str, Any] = _payload(value, depth)
     if len(trees) == 1:
         name = next(iter(trees))
@@ -188,21 +231,40 @@ def _is_named(zone: Any) -> bool:  # noqa: ANN401 - any time zone
     return module is not None and type(zone) is module.ZoneInfo and zone.key is not None
 
 
+def _is_of_its_name(zone: Any) -> bool:  # noqa: ANN401 - a ZoneInfo
+    try:
+        return _zone(zone.key) is zone
+    except (OSError, ValueError, LookupError):  # there is none of that name
+        return False
+
+
 def _zone(key: str) -> tzinfo:
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - as above
 
     return ZoneInfo(key)
 
 
+def _is_pydantic(zone: tzinfo) -> bool:
+    # What pydantic gives to the moments that it reads: an offset, which comes back as a datetime.timezone.
+    return type(zone).__name__ == "TzInfo" and type(zone).__module__.startswith("pydantic_core")
+
+
 def _moment(tag: str) -> Callable[[Any, int], dict[str, Any]]:
     def write(value: datetime | time, _depth: int) -> dict[str, Any]:
         zone = value.tzinfo
         if _is_named(zone):
+            if not _is_of_its_name(zone):
+                raise _UnfitError(
+                    "the ZoneInfo is not the one that its name stands for, so it would come back as another"
+                )
             return {tag: [value.replace(tzinfo=None).isoformat(), cast("Any", zone).key, value.fold]}
-        if zone is not None and type(zone) is not timezone:
+        if zone is not None and type(zone) is not timezone and not _is_pydantic(zone):
             reason = f"the time zone {type(zone).__qualname__} cannot be kept: use zoneinfo or datetime.timezone"
             raise _UnfitError(reason)
         text = value.isoformat()
+        away = None if zone is None else zone.utcoffset(None)
+        if away and abs(away) < timedelta(seconds=1):  # which fromisoformat takes for UTC
+            return {tag: [value.replace(tzinfo=None).isoformat(), away // timedelta(microseconds=1), value.fold]}
         return {tag: [text, None, value.fold] if value.fold else text}
 
     return write
@@ -245,12 +307,16 @@ def _members(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _content(payload: Any) -> Any:  # noqa: ANN401 - what stands behind a tag is never taken for one
-    return _members(cast("dict[str, Any]", payload)) if type(payload) is dict else _value(payload)
+    if type(payload) is not dict or payload.keys() == {"$int"}:  # the latter for a Flag of more than 64 bits
+        return _value(payload)
+    return _members(cast("dict[str, Any]", payload))
 
 
 def _tagged(tag: str, payload: Any) -> Any:  # noqa: ANN401 - any value
     reader = _READERS.get(tag)
     if reader is not None:
+        if type(payload) not in _SHAPES.get(tag, _TEXT):
+            raise _UnreadableError(_MALFORMED)
         return reader(payload)
     match = _TYPE_TAG.fullmatch(tag)
     if match is None:
@@ -283,25 +349,65 @@ def _read_moment(kind: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - datetime 
     def read(payload: str | list[Any]) -> Any:  # noqa: ANN401 - a datetime or time
         if isinstance(payload, str):
             return kind.fromisoformat(payload)
+        text: str
+        zone: Any
         text, zone, fold = payload
         moment = kind.fromisoformat(text)
-        return moment.replace(tzinfo=moment.tzinfo if zone is None else _zone(zone), fold=fold)
+        if type(zone) is int and 0 < abs(zone) < _SECOND:
+            return moment.replace(tzinfo=timezone(timedelta(microseconds=zone)), fold=fold)
+        return moment.replace(tzinfo=moment.tzinfo if zone is None else _zone(cast("str", zone)), fold=fold)
 
     return read
 
 
+_MALFORMED: Final = "what stands behind a tag is not what that tag is for"
+_SECOND: Final = 1_000_000  # microseconds
+_TEXT: Final[tuple[type, ...]] = (str,)
+_SHAPES: Final[dict[str, tuple[type, ...]]] = {
+    **dict.fromkeys(["$tuple", "$set", "$frozenset", "$dict", "$timedelta"], (list,)),
+    **dict.fromkeys(["$datetime", "$time"], (str, list)),
+}
+
+
+def _read_pairs(payload: list[Any]) -> dict[Any, Any]:
+    if any(type(pair) is not list for pair in payload):
+        raise _UnreadableError(_MALFORMED)
+    return {_value(key): _value(item) for key, item in payload}
+
+
+def _read_float(payload: str) -> float:
+    value = float(payload)
+    if isnan(value):
+        raise _UnreadableError(_MALFORMED)
+    return value
+
+
+def _read_decimal(payload: str) -> Decimal:
+    value = Decimal(payload)
+    if value.is_nan():  # also what is none, where the decimal context does not trap that
+        raise _UnreadableError(_MALFORMED)
+    return value
+
+
+def _read_timedelta(payload: list[Any]) -> timedelta:
+    days, seconds, microseconds = payload
+    if {type(part) for part in payload} != {int}:
+        raise _UnreadableError(_MALFORMED)
+    return timedelta(days, seconds, microseconds)
+
+
 _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$int": int,
-    "$float": float,
+    "$float": _read_float,
     "$tuple": lambda payload: tuple(_value(payload)),
     "$set": lambda payload: set(_value(payload)),
     "$frozenset": lambda payload: frozenset(_value(payload)),
-    "$dict": lambda payload: {_value(key): _value(item) for key, item in payload},
+    "$dict": _read_pairs,
     "$bytes": lambda payload: b64decode(payload, validate=True),
     "$datetime": _read_moment(datetime),
     "$time": _read_moment(time),
     "$date": date.fromisoformat,
-    "$timedelta": lambda payload: timedelta(payload[0], payload[1], payload[2]),
-    "$decimal": Decimal,
+    "$timedelta": _read_timedelta,
+    "$decimal": _read_decimal,
     "$uuid": UUID,
 }
