@@ -62,7 +62,7 @@ def _path_to_surrogate(value: Any) -> list[object] | None:  # noqa: ANN401 - any
     if isinstance(value, str):
         return None if _is_text(value) else []
     if isinstance(value, dict):
-        members: dict[Any, Any] = value
+        members: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]  # of whatever it is
         steps = members.items()
     elif isinstance(value, list | tuple | set | frozenset):
         steps = enumerate(cast("Iterable[Any]", value))
