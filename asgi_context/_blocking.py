@@ -77,6 +77,20 @@ def run_blocking(
     return answer
 
 
+async def pause(seconds: float) -> None:
+    """Wait, on any event loop.
+
+    Args:
+        seconds: how long; 0 for a turn of the others.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # under trio that module is loaded already
+        await sys.modules["trio"].sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
 def _loop_runs_here() -> bool:
     try:
         asyncio.get_running_loop()

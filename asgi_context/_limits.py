@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Final
 
 from asgi_context.errors import StateLimitError
+
+_LONGEST: Final = 10_000_000_000  # seconds; some 300 years, which every store can tell from never
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,6 @@ def check_ttl(ttl: object, option: str) -> None:
     if isinstance(ttl, bool) or not isinstance(ttl, int | float):
         message = f"{option} must be a number of seconds, not {type(ttl).__qualname__}"
         raise TypeError(message)
-    if not 0 < ttl < float("inf"):
-        message = f"{option} must be more than 0 seconds, and finite, not {ttl!r}"
+    if not 0 < ttl <= _LONGEST:
+        message = f"{option} must be more than 0 seconds, and at most {_LONGEST}; None is for no limit"
         raise ValueError(message)

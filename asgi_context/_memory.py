@@ -6,22 +6,23 @@ bucket: memory comes back without a task of its own, no call pays for many, and 
 nothing behind.
 """
 
-import asyncio
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import ceil, inf, isfinite
 from threading import Lock
 from typing import Any, Final, Literal
 
+from asgi_context._blocking import pause
 from asgi_context._limits import StateLimits, check_ttl
 from asgi_context._types import KEEP, Space, Ttl
 from asgi_context.errors import StateLimitError, StateNumberError
 
 _MOST_PURGED: Final = 8  # of what is over, in one call
 _MOST_ERASED: Final = 1000  # states, in one hold of the lock
+_MOST_STALE: Final = 1000
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _INT: Final = re.compile(rb"-?[0-9]+")
 _FLOAT: Final = re.compile(rb"-?[0-9]+(\.[0-9]+)?([eE][+\-]?[0-9]+)?")
@@ -69,6 +70,9 @@ class _Home:
         self.counters: dict[str, _Counter] = {}
         self.leases: dict[str, dict[str, _Lease]] = {}  # by holder
 
+    def places(self) -> "list[dict[str, Any]]":
+        return [self.states, self.counters, *self.leases.values()]
+
 
 class MemoryStore:
     """Keeps states in this process's memory: for one process, tests and development.
@@ -109,8 +113,9 @@ class MemoryStore:
         self._states = 0
         self._bytes = 0  # counted only where there is a limit
         self._version = 0
+        self._now = 0.0  # of the call that has the lock: nothing can end in the midst of one
         self._buckets: dict[int, dict[_Entry, None]] = {}
-        self._due: list[int] = []  # the buckets, as a heap
+        self._due: list[int] = []  # a heap of their seconds, and of some that are no more
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {self._states} states of {len(self._tenants)} tenants>"
@@ -161,7 +166,9 @@ class MemoryStore:
             total = _sum(None if found is None else found.fields.get(field), by)
             if isinstance(total, str):
                 raise StateNumberError(state, field, total)
-            self._put(space, state, found, {field: repr(total).encode()}, KEEP, merge=True)
+            changes = {field: repr(total).encode()}
+            self._limits.check_values(changes)
+            self._put(space, state, found, changes, KEEP, merge=True)
             return total
 
     async def remove_field(self, space: Space, state: str, field: str, /) -> int:
@@ -199,8 +206,7 @@ class MemoryStore:
             home = self._home(space)
             if home is None:
                 return []
-            now = self._clock()
-            return [name for name, state in home.states.items() if state.ends > now]
+            return [name for name, state in home.states.items() if state.ends > self._now]
 
     async def clear(self, space: Space, /) -> int:
         """Remove all states of the space; see `Store`."""
@@ -208,11 +214,10 @@ class MemoryStore:
             home = self._home(space)
             if home is None:
                 return 0
-            now = self._clock()
             states = list(home.states.values())
             for state in states:
                 self._drop(state)
-            return sum(state.ends > now for state in states)
+            return sum(state.ends > self._now for state in states)
 
     async def touch(self, space: Space, state: str, ttl: float | None, /) -> bool:
         """Set the time to live of a state; see `Store`."""
@@ -229,51 +234,60 @@ class MemoryStore:
             found = self._find(space, state)
             if found is None:
                 return None
-            return inf if found.ends == inf else found.ends - self._clock()
+            return found.ends - self._now
 
     async def erase(self, tenant: str, /) -> int:
         """Remove everything of a tenant; others have their turn every 1,000 states; see `Store`."""
-        erased = 0
         with self._lock:
             homes = list(self._tenants.pop(tenant, {}).values())  # from now on nobody finds it
-        for home in homes:
-            places: list[dict[str, Any]] = [home.states, home.counters, *home.leases.values()]
-            for place in places:
-                while place:
-                    with self._lock:
-                        erased += self._take_down(place)
-                    await _let_others()
+        places: list[dict[str, Any]] = [place for home in homes for place in home.places()]
+        erased = left = 0
+        try:
+            while places:
+                with self._lock:
+                    self._now = self._clock()
+                    there, done = self._take_down(places[-1], _MOST_ERASED - left)
+                erased += there
+                left += done
+                if not places[-1]:
+                    places.pop()
+                if left >= _MOST_ERASED:
+                    left = 0
+                    await pause(0)
+        finally:
+            with self._lock:  # where this is cancelled, the rest at once: nobody else can find it any more
+                for place in places:
+                    self._take_down(place, len(place))
         return erased
 
     async def count(self, space: Space, counter: str, by: int, window: float, /) -> tuple[int, float]:
         """Add to a counter; see `Store`."""
         with self._lock:
-            now = self._clock()
-            home = self._home(space) or self._make_home(space)
-            found = home.counters.get(counter)
-            if found is None or found.ends <= now:
+            home = self._home(space)
+            found = None if home is None else home.counters.get(counter)
+            if found is None or found.ends <= self._now:
                 if found is not None:
                     self._drop(found)
-                    home = self._home(space) or self._make_home(space)
+                home = self._own_home(space)
                 found = home.counters[counter] = _Counter(home, home.counters, counter)
                 found.value = 0
                 self._let_end(found, window)
             found.value += by
-            return found.value, found.ends - now
+            return found.value, found.ends - self._now
 
     async def acquire(self, space: Space, lease: str, holder: str, most: int, ttl: float, /) -> bool:
         """Take, or renew, one of a number of leases; see `Store`."""
         with self._lock:
-            now = self._clock()
             home = self._home(space)
-            for held in [] if home is None else list(home.leases.get(lease, {}).values()):
-                if held.ends <= now:
+            holders: dict[str, _Lease] = {} if home is None else home.leases.get(lease, {})
+            for held in list(holders.values()):
+                if held.ends <= self._now:
                     self._drop(held)
-            home = self._home(space) or self._make_home(space)
-            holders = home.leases.setdefault(lease, {})
             if holder not in holders:
                 if len(holders) >= most:
                     return False
+                home = self._own_home(space)
+                holders = home.leases.setdefault(lease, {})
                 held = holders[holder] = _Lease(home, holders, holder)
                 held.name = lease
             self._let_end(holders[holder], ttl)
@@ -286,20 +300,26 @@ class MemoryStore:
             held = None if home is None else home.leases.get(lease, {}).get(holder)
             if held is None:
                 return False
-            is_held = held.ends > self._clock()
             self._drop(held)
-            return is_held
+            return held.ends > self._now
 
     # All below under the lock.
 
     def _home(self, space: Space) -> _Home | None:
-        if self._due:
+        # At the beginning of every call, and only there.
+        self._now = self._clock()
+        if self._due and self._due[0] <= self._now:
             self._purge(_MOST_PURGED)
+        return self._look_up(space)
+
+    def _look_up(self, space: Space) -> _Home | None:
         homes = self._tenants.get(space[0])
         return None if homes is None else homes.get(space[1])
 
-    def _make_home(self, space: Space) -> _Home:
-        home = self._tenants.setdefault(space[0], {})[space[1]] = _Home(space)
+    def _own_home(self, space: Space) -> _Home:
+        home = self._look_up(space)
+        if home is None:
+            home = self._tenants.setdefault(space[0], {})[space[1]] = _Home(space)
         return home
 
     def _find(self, space: Space, state: str) -> _State | None:
@@ -307,7 +327,7 @@ class MemoryStore:
         if home is None:
             return None
         found = home.states.get(state)
-        if found is not None and found.ends != inf and found.ends <= self._clock():
+        if found is not None and found.ends <= self._now:
             self._drop(found)
             return None
         return found
@@ -325,14 +345,14 @@ class MemoryStore:
         kept: Mapping[str, bytes] = found.fields if merge and found is not None else {}
         over = self._over(space, state, found, kept, fields)
         if over is not None:
-            self._purge(len(self._due) + self._states)  # what is over does not count
+            self._purge_all()  # what is over does not count
             over = self._over(space, state, found, kept, fields)
             if over is not None:
                 raise StateLimitError(over, getattr(self._limits, over))
         if self._limits.total_bytes is not None:
             self._bytes += self._growth(state, found, kept, fields)
         if found is None:
-            home = self._home(space) or self._make_home(space)
+            home = self._own_home(space)
             found = home.states[state] = _State(home, home.states, state)
             found.fields = dict(fields)
             self._states += 1
@@ -353,7 +373,7 @@ class MemoryStore:
         if len(kept) + len(fields) > limits.fields and len(kept.keys() | fields.keys()) > limits.fields:
             return "fields"
         if found is None:
-            home = self._home(space)
+            home = self._look_up(space)
             if home is not None and len(home.states) >= limits.user_states:
                 return "user_states"
             if limits.states is not None and self._states >= limits.states:
@@ -368,7 +388,7 @@ class MemoryStore:
     def _growth(state: str, found: _State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]) -> int:
         growth = sum(_size(name, text) for name, text in fields.items())
         if found is None:
-            return growth + len(state)
+            return growth + _length(state)
         gone = (name for name in found.fields if name in fields or name not in kept)
         return growth - sum(_size(name, found.fields[name]) for name in gone)
 
@@ -377,50 +397,67 @@ class MemoryStore:
         return self._version
 
     def _let_end(self, entry: _Entry, ttl: float | None) -> None:
-        if entry.ends != inf:
-            del self._buckets[ceil(entry.ends)][entry]
+        self._take_out(entry)
         if ttl is None:
-            entry.ends = inf
             return
-        entry.ends = self._clock() + ttl
+        entry.ends = self._now + ttl
         second = ceil(entry.ends)
         bucket = self._buckets.get(second)
         if bucket is None:
             bucket = self._buckets[second] = {}
             heappush(self._due, second)
+            if len(self._due) > 2 * len(self._buckets) + _MOST_STALE:
+                self._due = list(self._buckets)
+                heapify(self._due)
         bucket[entry] = None
 
-    def _purge(self, most: int) -> None:
-        now = self._clock()
-        while self._due and self._due[0] <= now:
-            bucket = self._buckets[self._due[0]]
-            while bucket:
-                if not most:
-                    return
-                most -= 1
-                self._drop(next(reversed(bucket)))  # from its end: the beginning of a dict is full of holes by then
-            del self._buckets[heappop(self._due)]
+    def _take_out(self, entry: _Entry) -> None:
+        if entry.ends == inf:
+            return
+        second = ceil(entry.ends)
+        bucket = self._buckets[second]
+        del bucket[entry]
+        if not bucket:
+            del self._buckets[second]  # its second stays in the heap, until its time or until there are many such
+        entry.ends = inf
 
-    def _take_down(self, place: dict[str, Any]) -> int:
-        now = self._clock()
-        there = 0
-        for _ in range(min(len(place), _MOST_ERASED)):
-            entry: _Entry = place[next(reversed(place))]
-            there += type(entry) is _State and entry.ends > now
+    def _purge(self, most: int) -> None:
+        while most and self._due and self._due[0] <= self._now:
+            most -= 1
+            bucket = self._buckets.get(self._due[0])
+            if bucket is None:
+                heappop(self._due)
+                continue
+            entry, _ = bucket.popitem()  # from its end: at the beginning, a dict that was deleted from is full of holes
+            bucket[entry] = None
             self._drop(entry)
-        return there
+
+    def _purge_all(self) -> None:
+        self._purge(sys.maxsize)
+        for entry in list(self._buckets.get(ceil(self._now), ())):
+            if entry.ends <= self._now:
+                self._drop(entry)
+
+    def _take_down(self, place: dict[str, Any], most: int) -> tuple[int, int]:
+        there = done = 0
+        while place and done < most:
+            key, entry = place.popitem()  # as above
+            there += type(entry) is _State and entry.ends > self._now
+            done += 1
+            place[key] = entry
+            self._drop(entry)
+        return there, done
 
     def _drop(self, entry: _Entry) -> None:
         del entry.place[entry.key]
-        if entry.ends != inf:
-            del self._buckets[ceil(entry.ends)][entry]
+        self._take_out(entry)
         home = entry.home
         if type(entry) is _State:
             self._states -= 1
             if self._limits.total_bytes is not None:
-                self._bytes -= len(entry.key) + sum(_size(name, text) for name, text in entry.fields.items())
+                self._bytes -= _length(entry.key) + sum(_size(name, text) for name, text in entry.fields.items())
         elif type(entry) is _Lease and not entry.place:
-            del home.leases[entry.name]
+            home.leases.pop(entry.name, None)
         if not (home.states or home.counters or home.leases):
             self._forget(home)
 
@@ -433,8 +470,12 @@ class MemoryStore:
                 del self._tenants[tenant]
 
 
+def _length(name: str) -> int:
+    return len(name) if name.isascii() else len(name.encode())
+
+
 def _size(name: str, text: bytes) -> int:
-    return len(name) + len(text)
+    return _length(name) + len(text)
 
 
 def _sum(text: bytes | None, by: float) -> float | Literal["type", "overflow"]:
@@ -451,12 +492,3 @@ def _sum(text: bytes | None, by: float) -> float | Literal["type", "overflow"]:
     if type(total) is int:
         return total if _LEAST <= total <= _MOST else "overflow"
     return total if isfinite(total) else "overflow"
-
-
-async def _let_others() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:  # under trio that module is loaded already
-        await sys.modules["trio"].lowlevel.checkpoint()
-    else:
-        await asyncio.sleep(0)

@@ -1,11 +1,12 @@
 """Shared state: named hashes ("states") of one tenant and user, or of a whole tenant."""
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Mapping
 from math import inf, isfinite
 from typing import Any, Final, TypeVar, cast, overload
 
-from asgi_context._blocking import app_loop, run_blocking
+from asgi_context._blocking import app_loop, pause, run_blocking
 from asgi_context._callables import runs_later
 from asgi_context._codec import decode, encode
 from asgi_context._context import REQUIRED, current_binding
@@ -16,6 +17,7 @@ from asgi_context.errors import ContextNotBoundError, StateConflictError, StateN
 _T = TypeVar("_T")
 
 _MOST_ATTEMPTS: Final = 100  # of modify: among n writers at once, one succeeds in every round
+_LONGEST_PAUSE: Final = 20  # milliseconds, between two of them
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
 
@@ -210,7 +212,10 @@ class SharedState:
         if kind is not None or not callable(func):
             message = f"func must be a plain function, not {func!r}"
             raise TypeError(message)
-        for _ in range(_MOST_ATTEMPTS):
+        for attempt in range(_MOST_ATTEMPTS):
+            if attempt and not getattr(self._store, "immediate", False):
+                # Else those who are always just too late would stay that.
+                await pause(random.uniform(0, min(attempt, _LONGEST_PAUSE) / 1000))  # noqa: S311 - no secret
             fields, version = await self._store.read_version(self._space, key)
             data = func({} if fields is None else _decoded(key, fields))
             changed = _encoded(key, data)
