@@ -1,13 +1,12 @@
 """Coroutines for callers that block: threads and scripts."""
 
 import asyncio
-import concurrent.futures
 import os
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
-from threading import Lock, Thread
+from threading import TIMEOUT_MAX, Lock, Thread
 from typing import Any, Final, TypeVar
 
 from asgi_context.errors import StateBlockingError, StateUnavailableError
@@ -73,7 +72,7 @@ def run_blocking(
         return _run_at_once(call())
     if loop is None or loop.is_closed():
         loop = _background.loop()
-    answer: _T = _Call(loop, call()).wait(getattr(store, "deadline", _DEADLINE))
+    answer: _T = _Call(loop, call).wait(getattr(store, "deadline", _DEADLINE))
     return answer
 
 
@@ -95,8 +94,9 @@ def _loop_runs_here() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        trio = sys.modules.get("trio")
-        return trio is not None and trio.lowlevel.in_trio_run()
+        # Missing where another thread is importing it, and so nothing of it runs here.
+        in_trio_run = getattr(sys.modules.get("trio.lowlevel"), "in_trio_run", None)
+        return in_trio_run is not None and in_trio_run()
     return True
 
 
@@ -114,48 +114,75 @@ def _run_at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
 class _Call:
     """A coroutine that runs on a loop, and a thread that waits for it.
 
-    Leaner than ``run_coroutine_threadsafe``, which chains two futures in both directions.
+    Leaner than ``run_coroutine_threadsafe``, which chains two futures in both directions: here a lock is the answer's
+    arrival. The coroutine is made on the loop, so that none is left over where the loop never comes to it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+    __slots__ = ("_arrived", "_call", "_context", "_error", "_given_up", "_loop", "_result", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self._loop = loop
-        self._coroutine = coroutine
+        self._call = call
         self._context = copy_context()
-        self._answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._arrived = Lock()
+        self._arrived.acquire()  # released by the answer
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._given_up = False
         self._task: asyncio.Task[Any] | None = None
 
     def wait(self, deadline: float) -> Any:  # noqa: ANN401 - what the coroutine returns
+        arrived = False
         try:
-            self._loop.call_soon_threadsafe(self._start)
-        except RuntimeError:
-            self._coroutine.close()
-            raise StateUnavailableError("the event loop that would ask it has ended") from None
-        try:
-            return self._answer.result(deadline)
-        except TimeoutError:
-            if self._answer.done():
-                raise  # it is the coroutine's own
-            reason = f"it did not answer within {deadline:g} seconds; whether a write took place is not known"
-            raise StateUnavailableError(reason) from None
+            try:
+                self._loop.call_soon_threadsafe(self._start)
+            except RuntimeError:
+                raise StateUnavailableError("the event loop that would ask it has ended") from None
+            arrived = self._arrived.acquire(timeout=min(deadline, TIMEOUT_MAX))
         finally:
-            if self._answer.cancel():  # it is late, or the thread was interrupted
+            if not arrived:  # it is late, or the thread was interrupted
+                self._given_up = True
                 with suppress(RuntimeError):  # the loop has ended, and the task with it
                     self._loop.call_soon_threadsafe(self._stop)
+        if not arrived:
+            reason = f"it did not answer within {deadline:g} seconds; whether a write took place is not known"
+            raise StateUnavailableError(reason)
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None  # its traceback holds this frame
+        return self._result
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._coroutine, context=self._context)
-        self._task.add_done_callback(self._finish)
-
-    def _finish(self, task: "asyncio.Task[Any]") -> None:
-        error = None if task.cancelled() else task.exception()
-        if not self._answer.set_running_or_notify_cancel():
-            return  # nobody waits any more
-        if task.cancelled():  # by the end of the loop, say: in the caller it would look as if that had been cancelled
-            self._answer.set_exception(StateUnavailableError("the call was cancelled on its event loop"))
-        elif error is not None:
-            self._answer.set_exception(error)
+        if self._given_up:
+            return
+        coroutine = self._run()
+        try:
+            self._task = self._loop.create_task(coroutine, context=self._context)
+        except BaseException as error:  # noqa: BLE001 - whatever a task factory raises: the thread waits
+            coroutine.close()
+            self._fail(error)
         else:
-            self._answer.set_result(task.result())
+            self._task.add_done_callback(self._ended)
+
+    async def _run(self) -> None:
+        try:
+            self._result = await self._call()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - some would stop the loop, which is everybody's
+            self._fail(error)
+        else:
+            self._arrived.release()
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        if task.cancelled():  # by the end of the loop, say: in the caller it would look as if that had been cancelled
+            self._fail(StateUnavailableError("the call was cancelled on its event loop"))
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        self._arrived.release()
 
     def _stop(self) -> None:
         if self._task is not None:
@@ -173,9 +200,13 @@ class _Background:
     def loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None or self._pid != os.getpid():  # a fork takes the loop along, but not its thread
-                self._loop = asyncio.new_event_loop()
-                self._pid = os.getpid()
-                Thread(target=self._loop.run_forever, name="asgi_context-background", daemon=True).start()
+                loop = asyncio.new_event_loop()
+                try:
+                    Thread(target=loop.run_forever, name="asgi_context-background", daemon=True).start()
+                except BaseException:
+                    loop.close()
+                    raise
+                self._loop, self._pid = loop, os.getpid()
             return self._loop
 
     def forget(self) -> None:

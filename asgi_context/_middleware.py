@@ -154,8 +154,8 @@ class ContextMiddleware:
         self._alone = self._plain is not None and exempt is None and request_id is None
         # Closed from the end: what is still being closed may need a thread, and the store.
         parts = [self._services.store, *parts_of([source, request_id, message]), *self._services.pools.values()]
-        if not getattr(store, "immediate", store is None):
-            parts.append(app_loop)
+        if not getattr(self._services.store, "immediate", False):
+            parts.insert(0, app_loop)  # closed last: a job that still runs may ask for its state
         if resources:
             parts.append(closing)
         self._lifespan = Lifespan(parts)

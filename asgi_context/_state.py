@@ -1,6 +1,7 @@
 """Shared state: named hashes ("states") of one tenant and user, or of a whole tenant."""
 
 import asyncio
+import os
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from math import inf, isfinite
@@ -45,14 +46,15 @@ class SharedState:
         ValueError: tenant or user is empty.
     """
 
-    __slots__ = ("_loop", "_space", "_store")
+    __slots__ = ("_loop", "_pid", "_space", "_store")
 
     def __init__(self, store: Store, tenant: str, user: str | None = None) -> None:
         check_store(store)
-        _name(tenant, "tenant")
+        tenant = _name(tenant, "tenant")
         if user is not None:
-            _name(user, "user")
+            user = _name(user, "user")
         self._store = store
+        self._pid = os.getpid()
         self._space: Space = (tenant, user)
         self._loop: asyncio.AbstractEventLoop | None = None  # of the app, where there is one
 
@@ -250,7 +252,8 @@ class SharedState:
         Raises:
             KeyError: there is no such state.
         """
-        left = await self._store.remaining(self._space, _name(key, "key"))
+        key = _name(key, "key")
+        left = await self._store.remaining(self._space, key)
         if left is None:
             raise KeyError(key)
         return None if left == inf else left
@@ -331,7 +334,9 @@ class BlockingState:
         return BlockingState(self._state.tenant_wide)
 
     def _run(self, call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        return run_blocking(call, self._state._store, self._state._loop)  # noqa: SLF001 - its other half
+        state = self._state
+        loop = state._loop if state._pid == os.getpid() else None  # a fork takes the loop along, but not its thread
+        return run_blocking(call, state._store, loop)
 
     def upsert(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
         """See `SharedState.upsert`."""
