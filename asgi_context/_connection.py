@@ -72,13 +72,6 @@ async def check_verdict(verdict: object) -> None:
         raise RequestRejected(403, "tenant_forbidden")
 
 
-def _current_task() -> object:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop of asyncio: under trio that module is loaded already
-        return sys.modules["trio"].lowlevel.current_task()
-
-
 class Connection:
     """One WebSocket connection, as the app sees it.
 
@@ -111,6 +104,7 @@ class Connection:
         self._receive = receive
         self._send = send
         self._extractor = message
+        self._json = message if isinstance(message, JsonMessage) else None
         self._authorize = authorize
         self._now = now
         self._services = binding.services
@@ -121,6 +115,7 @@ class Connection:
         self._rest: Binding | None = binding  # what is bound between two messages
         self._bound: Binding | None = None  # for the latest message
         self._reader: object = None
+        self._reads_pending = 0  # of all tasks
         self._unread: deque[Message] = deque()
         self._leftovers: list[Leftover] = []
         self._over = False  # the app or the client has ended it
@@ -148,7 +143,8 @@ class Connection:
     def _receive_unwatched(self) -> Receive:
         return self._receive_plain if self._extractor is None else self._receive_bound
 
-    def send(self, message: Message) -> Any:  # noqa: ANN401 - the awaitable of the send inside, passed on as it is
+    # A coroutine function, as servers' are: asgiref looks, and complains of others.
+    async def send(self, message: Message) -> Any:  # noqa: ANN401 - whatever the server's gives
         """Send, unless this package has closed the connection.
 
         Args:
@@ -164,7 +160,7 @@ class Connection:
             raise ConnectionClosedError(*self._closed)
         if message["type"] in _ENDS:
             self._over = True
-        return self._send(message)
+        return await self._send(message)
 
     async def _receive_plain(self) -> Message:
         event = await self._receive()
@@ -187,21 +183,41 @@ class Connection:
         finally:
             self._reads.discard(timeout)
 
-    async def _receive_bound(self) -> Message:  # noqa: C901 - in one frame, since every message passes it
+    async def _receive_bound(self) -> Message:  # noqa: C901, PLR0912 - in one frame, since every message passes it
         if self._closed is not None:
             return self._disconnect()
-        task = _current_task()
+        try:
+            task: object = asyncio.current_task()
+        except RuntimeError:  # no event loop of asyncio: under trio that module is loaded already
+            task = sys.modules["trio"].lowlevel.current_task()
         if self._reader is task:
             bound = self._bound
             if bound is not None:
-                await self._end_message(bound)
+                self._bound = None
+                enter_binding(self._rest or self._between())
+                bound.ended = True
+                if bound.values:
+                    bound.values = {}
+                if bound.resources is not None:
+                    resources, bound.resources = bound.resources, None
+                    await resources.finish(bound, None)
         elif self._reader is not None:
             self._stop_binding()
-        event = self._unread.popleft() if self._unread else await self._receive_plain()
-        if event["type"] != "websocket.receive":
+        self._reads_pending += 1
+        try:
+            event = self._unread.popleft() if self._unread else await self._receive()
+        finally:
+            self._reads_pending -= 1
+        kind = event["type"]
+        if kind != "websocket.receive":
+            if kind == "websocket.disconnect":
+                self._over = True
             return event
         try:
-            binding = await self._examine(event)
+            if self._json is not None and self._authorize is None:  # as mostly, and nothing to wait for
+                binding = self._read(self._json, event)
+            else:
+                binding = await self._examine(event)
         except RequestRejected as rejection:
             await self._refuse(rejection)
             return self._disconnect()
@@ -212,7 +228,7 @@ class Connection:
             self._unread.appendleft(event)
             raise
         if self._reader is None:
-            self._reader = task
+            self._reader = _SEVERAL if self._reads_pending else task
         if self._reader is task:
             self._bound = binding
             enter_binding(binding)
@@ -221,19 +237,8 @@ class Connection:
             _discard(binding, None)
         return event
 
-    async def _end_message(self, bound: Binding) -> None:
-        self._bound = None
-        enter_binding(self._between())
-        bound.ended = True
-        if bound.values:
-            bound.values = {}
-        if bound.resources is not None:
-            resources, bound.resources = bound.resources, None
-            await resources.finish(bound, None)
-
     def _between(self) -> Binding:
-        if self._rest is None:
-            self._rest = self._make(self._own)
+        self._rest = self._make(self._own)
         return self._rest
 
     def _make(self, identity: Identity | None) -> Binding:
@@ -257,28 +262,33 @@ class Connection:
         if resources is not None:
             self._leftovers.append((binding, resources))
 
+    def _read(self, extractor: JsonMessage, event: Message) -> Binding:
+        own = self._own
+        tenant, user = extractor.read(event)
+        if own is None:
+            extractor.check_whole(tenant, user)
+        elif (tenant is None or tenant == own.tenant) and (user is None or user == own.user):
+            return self._make(own)
+        elif self._authorize is None or not extractor.is_whole(tenant, user):
+            raise RequestRejected(403, "message_mismatch")  # never the tenant of one proof and the user of another
+        binding = self._make(None)
+        binding.tenant = tenant
+        binding.user = user
+        return binding
+
     async def _examine(self, event: Message) -> Binding:
-        own, extractor = self._own, cast("MessageExtractor", self._extractor)
-        identity: Identity | None
-        if isinstance(extractor, JsonMessage):
-            named = extractor.read(event)
-            if own is not None and named.tenant in {None, own.tenant} and named.user in {None, own.user}:
-                identity = own
-            elif own is not None and not named.whole:  # never the tenant of one proof and the user of another
-                raise RequestRejected(403, "message_mismatch")
-            else:
-                identity = extractor.identity(named)
+        own = self._own
+        if self._json is not None:
+            binding = self._read(self._json, event)
         else:
-            identity = await read_message(extractor, event)
+            identity = await read_message(cast("MessageExtractor", self._extractor), event)
             if identity is None or (own is not None and _only_names(identity, own)):
                 identity = own
-        binding = self._make(identity)
-        if identity is None or identity is own:
-            return binding
-        changed = own is not None and (identity.tenant, identity.user) != (own.tenant, own.user)
+            binding = self._make(identity)
+        changed = own is not None and (binding.tenant != own.tenant or binding.user != own.user)
         if changed and self._authorize is None:
             raise RequestRejected(403, "message_mismatch")
-        if self._authorize is not None and (changed or own is None):
+        if self._authorize is not None and binding.tenant is not None and (changed or own is None):
             await self._ask(self._authorize, binding, changed=changed)
         if changed and self._rest is not None:
             self._revoke(self._rest)
@@ -384,11 +394,12 @@ class Connection:
         self._reader = _SEVERAL  # a task that outlives the connection and still reads gets nothing bound
         if self._timer is not None:
             self._timer.cancel()
-        bound, self._bound, self._rest = self._bound, None, None  # which point back to the connection
-        if bound is not None:
-            bound.ended = True
-            bound.values = {}
-            self._leave_over(bound)
+        for binding in (self._bound, self._rest):
+            if binding is not None:
+                binding.ended = True
+                binding.values = {}
+                self._leave_over(binding)
+        self._bound = self._rest = None  # they point back to the connection
         leftovers, self._leftovers = self._leftovers, []
         return leftovers
 
@@ -406,6 +417,7 @@ def _only_names(identity: Identity, own: Identity) -> bool:
 
 
 def _discard(binding: Binding, error: BaseException | None) -> None:
+    binding.ended = True
     resources, binding.resources = binding.resources, None
     if resources is not None:  # made by `authorize`
         try:

@@ -33,7 +33,7 @@ from asgi_context._options import (
     workers_of,
 )
 from asgi_context._pools import Pool
-from asgi_context._resources import Closing, Factory, check_factories, finish_all
+from asgi_context._resources import Closing, Factory, Leftover, check_factories, finish_all
 from asgi_context._respond import crashed, echoing, problem, refuse
 from asgi_context._types import ASGIApp, Receive, Scope, Send, Store, check_store
 from asgi_context.errors import ExtractorTypeError, RequestRejected
@@ -220,7 +220,8 @@ class ContextMiddleware:
         alone = self._alone and self._lifespan.ready
         token = enter_binding(binding if alone else make_binding(None, _NOTHING, None))
         app = self.app
-        refused = connection = error = None
+        connection = error = None
+        leftovers: list[Leftover] = []
         try:
             try:
                 exempt = kind == "http" and scope["method"] == "OPTIONS" and is_preflight(headers)
@@ -259,10 +260,10 @@ class ContextMiddleware:
                     )
                     receive, send = connection.receive, connection.send
             except RequestRejected as rejection:
-                refused, binding = binding, self._refuse(binding, scope)
+                binding = self._refuse(binding, scope, leftovers)
                 app = self._answer(rejection, scope)
             except Exception as crash:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not run
-                refused, binding = binding, self._refuse(binding, scope)
+                binding = self._refuse(binding, scope, leftovers)
                 app = self._answer(crashed("finding out who asks", crash), scope)
             except BaseException:  # cancelled while `authorize` decides: nobody has said yes
                 binding.revoke()
@@ -281,8 +282,11 @@ class ContextMiddleware:
             if binding.values:
                 binding.values = {}
             try:
-                if binding.resources is not None or connection is not None or refused is not None:
-                    await self._close(binding, connection, refused, error)
+                if connection is not None or leftovers:
+                    await self._close(binding, connection, leftovers, error)
+                elif binding.resources is not None:
+                    resources, binding.resources = binding.resources, None
+                    await resources.finish(binding, error)
             finally:
                 del error  # its traceback holds this frame
                 try:
@@ -292,21 +296,25 @@ class ContextMiddleware:
 
     @staticmethod
     async def _close(
-        binding: Binding, connection: Connection | None, refused: Binding | None, error: BaseException | None
+        binding: Binding, connection: Connection | None, leftovers: list[Leftover], error: BaseException | None
     ) -> None:
-        leftovers = [] if connection is None else connection.end()
-        for owner in (binding, refused):  # `authorize` may have made some for whom it then refused
-            if owner is not None and owner.resources is not None:
-                leftovers.append((owner, owner.resources))
-                owner.resources = None
+        if connection is not None:
+            leftovers += connection.end()
+        if binding.resources is not None:
+            leftovers.append((binding, binding.resources))
+            binding.resources = None
         try:
             await finish_all(leftovers, error)
         finally:
             if connection is not None and not isinstance(error, GeneratorExit):
                 await connection.closed()
 
-    def _refuse(self, refused: Binding, scope: Scope) -> Binding:
-        # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that.
+    def _refuse(self, refused: Binding, scope: Scope, leftovers: list[Leftover]) -> Binding:
+        # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that, and
+        # what it has made is closed.
+        if refused.resources is not None:
+            leftovers.append((refused, refused.resources))
+            refused.resources = None
         refused.revoke()
         binding = scope[_MARK] = make_binding(None, self._services, refused.ids)
         binding.scope, refused.scope = refused.scope, None

@@ -84,9 +84,12 @@ def workers_of(pools: Mapping[str, int | Pool], close_timeout: float) -> dict[st
     """
     workers: dict[str, Workers] = {}
     for name, size in pools.items():
-        if type(name) is not str or not name:
+        if type(name) is not str:
             message = f"pools: a name must be a str that is not empty, not {name!r}"
             raise TypeError(message)
+        if not name:
+            message = "pools: a name must be a str that is not empty, not ''"
+            raise ValueError(message)
         pool = size if isinstance(size, Pool) else Pool(size)
         workers[name] = Workers(name, pool, close_timeout)
     return workers
