@@ -66,9 +66,12 @@ async def current_resource(kind: type[_T], /) -> _T:  # noqa: C901, PLR0912 - in
     value = factory(binding.context or current_context())
     given: type[object] = type(value)  # pyright: ignore[reportUnknownVariableType]  # of whatever it is
     if services.closing.plain.get(kind) is not given:  # else it is looked at once more only if it is of another type
-        if hasattr(given, "__await__") or hasattr(given, "__aenter__"):
+        if given is Yielding:
+            maker, value = value, value.enter()
+            resources.closers.append((kind, maker))
+        elif hasattr(given, "__await__") or hasattr(given, "__aenter__"):
             return await resources.launch(kind, value).wait(joins=False)  # type: ignore[no-any-return]  # as above
-        if given is Yielding or hasattr(given, "__enter__"):
+        elif hasattr(given, "__enter__"):
             value = resources.enter(kind, value)
         else:
             services.closing.plain[kind] = given

@@ -58,10 +58,7 @@ class Resources:
         Returns:
             The resource.
         """
-        if isinstance(made, Yielding):
-            value = made.enter()
-            self.closers.append((kind, made))
-        elif has(made, "__enter__"):
+        if has(made, "__enter__"):
             context = copy_context()
             value = context.run(made.__enter__)
             self.closers.append((kind, Entered(made, context)))
