@@ -16,35 +16,29 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from inspect import isawaitable
-from types import TracebackType
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
+from asgi_context._authorize import Authorize, check_verdict
 from asgi_context._context import (
     Binding,
-    Block,
     current_binding,
     current_context,
     enter_binding,
     make_binding,
 )
 from asgi_context._crashes import log, log_crash
-from asgi_context._identity import Identity, RequestContext
+from asgi_context._identity import Identity
 from asgi_context._messages import JsonMessage, MessageExtractor, read_message
-from asgi_context._resources import Leftover
+from asgi_context._resources import Resources
 from asgi_context._types import Message, Receive, Scope, Send
 from asgi_context.errors import (
     ConnectionClosedError,
-    ExtractorTypeError,
-    MessagesNotBoundError,
     RequestRejected,
     ResourceCloseError,
     UnsupportedLoopError,
 )
-
-Authorize: TypeAlias = Callable[[RequestContext, Scope], bool | Awaitable[bool]]
 
 _SEVERAL: Final = object()
 _POLICY: Final = 1008  # RFC 6455, section 7.4.1
@@ -52,24 +46,6 @@ _CRASHED: Final = 1011
 _EXPIRED: Final = 4401  # section 7.4.2: for private use; after HTTP's 401
 _LONGEST_WAIT: Final = 3600.0  # seconds; then the clock on the wall is looked at again, which may have been set
 _ENDS: Final = frozenset({"websocket.close", "websocket.http.response.start"})
-
-
-async def check_verdict(verdict: object) -> None:
-    """Take what ``authorize`` said, if that was not simply yes.
-
-    Args:
-        verdict: what it returned.
-
-    Raises:
-        RequestRejected: it says no.
-        ExtractorTypeError: it says neither yes nor no.
-    """
-    if isawaitable(verdict):
-        verdict = await verdict
-    if type(verdict) is not bool:  # much that is meant as a no would count as true
-        raise ExtractorTypeError("authorize", type(verdict).__qualname__, "bool")
-    if not verdict:
-        raise RequestRejected(403, "tenant_forbidden")
 
 
 class Connection:
@@ -117,7 +93,7 @@ class Connection:
         self._reader: object = None
         self._reads_pending = 0  # of all tasks
         self._unread: deque[Message] = deque()
-        self._leftovers: list[Leftover] = []
+        self._leftovers: list[Resources] = []
         self._over = False  # the app or the client has ended it
         self._closed: tuple[int, str] | None = None  # by this package, with a code and a reason
         self._closing: asyncio.Task[None] | None = None
@@ -200,7 +176,7 @@ class Connection:
                     bound.values = {}
                 if bound.resources is not None:
                     resources, bound.resources = bound.resources, None
-                    await resources.finish(bound, None)
+                    await resources.finish(None)
         elif self._reader is not None:
             self._stop_binding()
         self._reads_pending += 1
@@ -260,7 +236,7 @@ class Connection:
     def _leave_over(self, binding: Binding) -> None:
         resources, binding.resources = binding.resources, None
         if resources is not None:
-            self._leftovers.append((binding, resources))
+            self._leftovers.append(resources)
 
     def _read(self, extractor: JsonMessage, event: Message) -> Binding:
         own = self._own
@@ -384,7 +360,7 @@ class Connection:
         for timeout in self._reads:
             timeout.reschedule(loop.time())
 
-    def end(self) -> "list[Leftover]":
+    def end(self) -> "list[Resources]":
         """End what was bound for messages, and the watch over the expiry.
 
         Returns:
@@ -421,74 +397,6 @@ def _discard(binding: Binding, error: BaseException | None) -> None:
     resources, binding.resources = binding.resources, None
     if resources is not None:  # made by `authorize`
         try:
-            resources.leave(binding, error)
+            resources.leave(error)
         except ResourceCloseError as failed:  # raised here it would take the message with it
             log_crash("closing what authorize had made failed", failed)
-
-
-class MessageBlock:
-    """A block that binds for one message: what `message_context` returns."""
-
-    __slots__ = ("_block", "_event")
-
-    def __init__(self, event: Message) -> None:
-        self._event: Message | None = event
-        self._block: Block | None = None
-
-    async def __aenter__(self) -> RequestContext | None:
-        event, self._event = self._event, None
-        if event is None:
-            message = "a message_context block can be entered once: call message_context() for each `async with`"
-            raise RuntimeError(message)
-        connection: Connection | None = current_binding().connection
-        if connection is None:
-            raise MessagesNotBoundError
-        self._block = Block(await connection.identify(event))
-        self._block.enter()
-        return current_context(None)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        block, self._block = self._block, None
-        if block is None:
-            message = "this message_context block was left without having been entered"
-            raise RuntimeError(message)
-        await block.__aexit__(kind, error, traceback)
-
-
-def message_context(*, event: Message | None = None, payload: str | bytes | None = None) -> MessageBlock:
-    """Bind the identity of one WebSocket message for a block.
-
-    For apps that read in another task than they handle in, and for messages that are handled in tasks of their own:
-    what is bound by itself then ends with the next read. The extractor given as ``ContextMiddleware(message=...)`` is
-    asked again, so it must give the same answer for the same message. Values and resources belong to the block.
-
-    Args:
-        event: the ``websocket.receive`` event (ASGI specification, "Receive - receive event").
-        payload: where a framework hands out no events: the text or the bytes of the message, as they came.
-
-    Returns:
-        A context manager for ``async with`` that can be entered once. It gives the `RequestContext`, or ``None`` where
-        neither the message nor the connection says who asks. Entering it raises MessagesNotBoundError where no such
-        connection is bound, and RequestRejected for a message that is refused, after closing the connection with 1008.
-
-    Raises:
-        TypeError: not exactly one of the two is given, or it is of the wrong type.
-        ValueError: the event is of another type.
-    """
-    if (event is None) is (payload is None):
-        message = "message_context takes either event= or payload="
-        raise TypeError(message)
-    if event is None:
-        if not isinstance(payload, str | bytes):
-            message = f"payload must be the str or bytes that came, not {type(payload).__qualname__}"
-            raise TypeError(message)
-        event = {"type": "websocket.receive", "text" if isinstance(payload, str) else "bytes": payload}
-    elif not isinstance(event, Mapping):
-        message = f"event must be an ASGI event, not {type(event).__qualname__}"
-        raise TypeError(message)
-    elif event.get("type") != "websocket.receive":
-        message = "event must be a websocket.receive event: others are not anybody's message"
-        raise ValueError(message)
-    return MessageBlock(event)

@@ -257,14 +257,14 @@ class Block:
     ) -> None:
         resources = self._leave()
         if resources is not None:
-            resources.leave(self._binding, error)
+            resources.leave(error)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None", /
     ) -> None:
         resources = self._leave()
         if resources is not None:
-            await resources.finish(self._binding, error)
+            await resources.finish(error)
 
 
 class BoundBlock(Block):

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
+from asgi_context._authorize import Authorize, check_verdict
 from asgi_context._claims import NO_CLAIMS
-from asgi_context._connection import Authorize, Connection, check_verdict
+from asgi_context._connection import Connection
 from asgi_context._context import (
     Binding,
     Services,
@@ -32,8 +33,8 @@ from asgi_context._options import (
     source_of,
     workers_of,
 )
-from asgi_context._pools import Pool
-from asgi_context._resources import Closing, Factory, Leftover, check_factories, finish_all
+from asgi_context._pool import Pool
+from asgi_context._resources import Closing, Factory, Resources, check_factories, finish_all
 from asgi_context._respond import crashed, echoing, problem, refuse
 from asgi_context._types import ASGIApp, Receive, Scope, Send, Store, check_store
 from asgi_context.errors import ExtractorTypeError, RequestRejected
@@ -76,7 +77,8 @@ class ContextMiddleware:
         store: where shared state is kept; without one, a `MemoryStore` of this middleware's own.
         resources: factories by type, for `current_resource`: each takes the `RequestContext` and returns the object, an
             awaitable of it, or a context manager that gives it; generator functions do as well.
-        pools: named pools of threads for `run_in_pool`: a number of threads, or a `Pool`.
+        pools: named pools of threads for `run_in_pool`: a number of threads, or a `Pool`. A job may wait for jobs of
+            the pools that stand after its own.
         close_timeout: how long closing one resource may take, and at the end of the lifespan one pool, in seconds.
         on_reject: takes the `RequestRejected` and the scope, and returns an ASGI app that gives another answer, in
             terms of HTTP also for a WebSocket, or ``None`` for the usual one.
@@ -150,8 +152,12 @@ class ContextMiddleware:
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
-        # Closed from the end: what is still being closed may need a thread, and the store.
-        parts = [self._services.store, *parts_of([source, request_id, message]), *self._services.pools.values()]
+        # Closed from the end: what is still being closed may need a thread, jobs the pools after theirs, all the store.
+        parts = [
+            self._services.store,
+            *parts_of([source, request_id, message]),
+            *reversed(list(self._services.pools.values())),
+        ]
         if resources:
             parts.append(closing)
         self._lifespan = Lifespan(parts)
@@ -221,7 +227,7 @@ class ContextMiddleware:
         token = enter_binding(binding if alone else make_binding(None, _NOTHING, None))
         app = self.app
         connection = error = None
-        leftovers: list[Leftover] = []
+        leftovers: list[Resources] = []
         try:
             try:
                 exempt = kind == "http" and scope["method"] == "OPTIONS" and is_preflight(headers)
@@ -286,7 +292,7 @@ class ContextMiddleware:
                     await self._close(binding, connection, leftovers, error)
                 elif binding.resources is not None:
                     resources, binding.resources = binding.resources, None
-                    await resources.finish(binding, error)
+                    await resources.finish(error)
             finally:
                 del error  # its traceback holds this frame
                 try:
@@ -296,24 +302,27 @@ class ContextMiddleware:
 
     @staticmethod
     async def _close(
-        binding: Binding, connection: Connection | None, leftovers: list[Leftover], error: BaseException | None
+        binding: Binding, connection: Connection | None, leftovers: list[Resources], error: BaseException | None
     ) -> None:
         if connection is not None:
             leftovers += connection.end()
         if binding.resources is not None:
-            leftovers.append((binding, binding.resources))
+            leftovers.append(binding.resources)
             binding.resources = None
         try:
             await finish_all(leftovers, error)
+        except GeneratorExit:
+            connection = None  # who is closed must not wait for anything
+            raise
         finally:
             if connection is not None and not isinstance(error, GeneratorExit):
                 await connection.closed()
 
-    def _refuse(self, refused: Binding, scope: Scope, leftovers: list[Leftover]) -> Binding:
+    def _refuse(self, refused: Binding, scope: Scope, leftovers: list[Resources]) -> Binding:
         # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that, and
         # what it has made is closed.
         if refused.resources is not None:
-            leftovers.append((refused, refused.resources))
+            leftovers.append(refused.resources)
             refused.resources = None
         refused.revoke()
         binding = scope[_MARK] = make_binding(None, self._services, refused.ids)

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -25,6 +24,7 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 from asgi_context._context import current_binding
 from asgi_context._crashes import log, log_crash
 from asgi_context._executors import check_job, run_job
+from asgi_context._pool import Pool
 from asgi_context.errors import (
     PoolClosedError,
     PoolFullError,
@@ -35,42 +35,6 @@ from asgi_context.errors import (
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """How large a pool of `ContextMiddleware(pools=...) <ContextMiddleware>` is.
-
-    Args:
-        threads: how many jobs run at a time.
-        per_tenant: how many of one tenant do; without a limit here, as many as there are threads. What bears no tenant
-            counts as one tenant.
-        queue: how many jobs of one tenant may wait; beyond that, `PoolFullError`.
-
-    Raises:
-        TypeError: a number is no int.
-        ValueError: a number is too small, or ``per_tenant`` larger than ``threads``.
-    """
-
-    threads: int
-    per_tenant: int | None = None
-    queue: int = 1000
-
-    def __post_init__(self) -> None:
-        for option, number, least in (
-            ("threads", self.threads, 1),
-            ("per_tenant", self.threads if self.per_tenant is None else self.per_tenant, 1),
-            ("queue", self.queue, 0),
-        ):
-            if type(number) is not int:
-                message = f"Pool: {option} must be an int, not {type(number).__qualname__}"
-                raise TypeError(message)
-            if number < least:
-                message = f"Pool: {option} must be at least {least}, not {number}"
-                raise ValueError(message)
-        if self.per_tenant is not None and self.per_tenant > self.threads:
-            message = f"Pool: per_tenant={self.per_tenant} is more than threads={self.threads}"
-            raise ValueError(message)
 
 
 class _Lane:
@@ -139,7 +103,7 @@ class _Job:
         return True
 
     def deliver(self, result: object, error: BaseException | None) -> None:
-        if self.future.done():
+        if self.dropped or self.future.done():
             self.lose(error, "its caller was cancelled")
         elif error is None:
             self.future.set_result(result)
@@ -182,10 +146,13 @@ class Workers:
         name: the name of the pool.
         pool: how large it is.
         close_timeout: how long closing it may take, in seconds.
+        earlier: the pools that stand before it. Its jobs may not wait for these: as all wait in one direction, no two
+            pools can wait for each other.
     """
 
-    def __init__(self, name: str, pool: Pool, close_timeout: float) -> None:
+    def __init__(self, name: str, pool: Pool, close_timeout: float, earlier: "tuple[Workers, ...]" = ()) -> None:
         self.name = name
+        self.earlier = earlier
         self._close_timeout = close_timeout
         self._pool = pool
         self._per_tenant = pool.threads if pool.per_tenant is None else pool.per_tenant
@@ -211,13 +178,13 @@ class Workers:
 
         Raises:
             PoolFullError: too many jobs of the tenant wait.
-            PoolWaitError: a job of this pool, which still runs, asks for this.
+            PoolWaitError: a job of this pool or of a later one, which still runs, asks for this.
             PoolClosedError: the pool was shut down.
         """
         mark = _innermost(_inside.get())
         while mark is not None:
-            if mark.workers is self:
-                raise PoolWaitError(self.name)
+            if mark.workers is self or self in mark.workers.earlier:
+                raise PoolWaitError(self.name, mark.workers.name)
             mark = _innermost(mark.outer)
         try:
             job = _Job(self, call)
@@ -391,7 +358,8 @@ async def run_in_pool(pool: str, func: Callable[_P, _T], /, *args: _P.args, **kw
         TypeError: ``func`` is a coroutine function or a generator function.
         PoolNotFoundError: there is no pool of that name here.
         PoolFullError: as many jobs of this tenant as may wait for the pool already.
-        PoolWaitError: this is called from a job of the same pool, which still runs.
+        PoolWaitError: this is called from a job, which still runs, of the same pool or of one that stands after it in
+            ``pools=``.
         PoolClosedError: the pool was shut down before the job could run.
         JobError: ``func`` raised what no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt,
             GeneratorExit, CancelledError).

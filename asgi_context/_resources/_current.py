@@ -1,6 +1,7 @@
 """Asking for a resource."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Generator
 from typing import Any, Final, TypeVar
 
 from asgi_context._context import current_binding, current_context
@@ -9,6 +10,7 @@ from asgi_context._resources._holder import Resources
 from asgi_context.errors import (
     ContextClosedError,
     ContextNotBoundError,
+    ResourceLoopError,
     ResourceNotFoundError,
     UnsupportedLoopError,
 )
@@ -33,6 +35,7 @@ async def current_resource(kind: type[_T], /) -> _T:  # noqa: C901, PLR0912 - in
         ContextNotBoundError: nothing is bound here.
         ContextClosedError: what was bound here has ended or was revoked.
         ResourceNotFoundError: there is no factory for the type here.
+        ResourceLoopError: those of this request, message or block were made on another event loop.
         ResourceCycleError: this is asked by a factory for what waits for it.
         UnsupportedLoopError: there is no running asyncio event loop. What the factory raises comes as it is, to all who
             asked; the next to ask has it tried again.
@@ -42,7 +45,7 @@ async def current_resource(kind: type[_T], /) -> _T:  # noqa: C901, PLR0912 - in
     value: Any
     if resources is not None:
         value = resources.made.get(kind, _MISSING)
-        if value is not _MISSING:
+        if value is not _MISSING and asyncio.get_running_loop() is resources.loop:
             return value  # type: ignore[no-any-return]  # of that type, says who registered its factory
     if binding.revoked:
         binding.check("resource")
@@ -54,12 +57,14 @@ async def current_resource(kind: type[_T], /) -> _T:  # noqa: C901, PLR0912 - in
     factory = services.factories.get(kind)
     if factory is None:
         raise ResourceNotFoundError(kind.__qualname__)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise UnsupportedLoopError("current_resource") from None
     if resources is None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise UnsupportedLoopError("current_resource") from None
-        resources = binding.resources = Resources(services.closing)
+        resources = binding.resources = Resources(services.closing, loop)
+    elif resources.loop is not loop:
+        raise ResourceLoopError(kind.__qualname__)
     flight = resources.flights.get(kind) if resources.flights else None
     if flight is not None:
         return await flight.wait(joins=True)  # type: ignore[no-any-return]  # as above
@@ -69,6 +74,9 @@ async def current_resource(kind: type[_T], /) -> _T:  # noqa: C901, PLR0912 - in
         if given is Yielding:
             maker, value = value, value.enter()
             resources.closers.append((kind, maker))
+        elif issubclass(given, Generator | AsyncGenerator):
+            message = f"the factory of {kind.__qualname__} returned a generator: register the generator function itself"
+            raise TypeError(message)
         elif hasattr(given, "__await__") or hasattr(given, "__aenter__"):
             return await resources.launch(kind, value).wait(joins=False)  # type: ignore[no-any-return]  # as above
         elif hasattr(given, "__enter__"):

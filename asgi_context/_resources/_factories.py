@@ -39,7 +39,10 @@ def check_factories(resources: Mapping[type, Factory]) -> dict[type, Factory]:
             message = f"resources: the factory of {kind.__qualname__} must be callable, not {factory!r}"
             raise TypeError(message)
         # An instance counts by the method that a call of it runs; a class makes instances, whatever that method is.
-        called = factory if isinstance(factory, type) else getattr(factory, "__call__", factory)  # noqa: B004 - as above
+        inner: Any = factory
+        while isinstance(inner, partial):
+            inner = inner.func
+        called = inner if isinstance(inner, type) else getattr(inner, "__call__", inner)  # noqa: B004 - as above
         if isgeneratorfunction(factory) or isgeneratorfunction(called):
             factories[kind] = partial(Yielding, factory)
         elif isasyncgenfunction(factory) or isasyncgenfunction(called):

@@ -101,6 +101,8 @@ class Flight:
         if self._error is None:
             return self._value
         error = self._error
+        if not self._asking:
+            self._error = None  # the last to ask: its traceback is going to hold this object
         del self  # the traceback holds this frame
         try:
             raise error
@@ -110,7 +112,7 @@ class Flight:
     async def _run(self, made: Any, resources: "Resources") -> None:  # noqa: ANN401 - an awaitable, or a context manager
         entered = False
         try:
-            if has(made, "__await__"):
+            if has(made, "__await__") and not has(made, "__aenter__"):  # a few are both, and entering them awaits them
                 made = await made
             entered = has(made, "__aenter__")
             value = await made.__aenter__() if entered else resources.enter(self._kind, made)
@@ -120,14 +122,18 @@ class Flight:
         resources.made[self._kind] = value
         if entered:
             resources.closers.append((self._kind, self))
-        self._settle(resources, value, None)
+        # Whoever still waits when closing has begun must not be handed what is about to be closed.
+        self._settle(resources, value, ContextClosedError("resource", "ended") if resources.is_closing else None)
         del value
-        if resources.is_over:  # it was not made in time: nobody else is going to close it
+        is_late = resources.is_over
+        if is_late:  # it was not made in time: nobody else is going to close it
             resources.made.clear()
             self._closing.set_result(None)
             resources.close_late()
         if entered:
-            await self._keep(made)
+            await self._keep(made, resources)
+            if is_late and self._failure is not None:
+                log_crash(f"closing {self._kind.__qualname__} failed", self._failure)
 
     def _settle(self, resources: "Resources", value: Any, error: BaseException | None) -> None:  # noqa: ANN401 - the resource
         del resources.flights[self._kind]
@@ -135,7 +141,7 @@ class Flight:
             error = ContextClosedError("resource", "ended")
         elif error is not None:
             error = presentable(error)
-            if not self._asking:
+            if not self._asking and not resources.is_closing:
                 log_crash(f"making {self._kind.__qualname__} failed after its caller was cancelled", error)
         self._value, self._error, self._is_ready = value, error, True
         for waiter in self._waiters:
@@ -149,12 +155,14 @@ class Flight:
                 made.close()
             self._settle(resources, None, ContextClosedError("resource", "ended"))
 
-    async def _keep(self, manager: Any) -> None:  # noqa: ANN401 - an asynchronous context manager
+    async def _keep(self, manager: Any, resources: "Resources") -> None:  # noqa: ANN401 - an async context manager
         error: BaseException | None
         try:
             error = await self._closing
         except asyncio.CancelledError as cancelled:  # by a task group inside of it, or at the end of the loop
             error = cancelled
+            if self._kind in resources.made and resources.made[self._kind] is self._value:  # the next gets another
+                del resources.made[self._kind]
         kind, traceback = (None, None) if error is None else (type(error), error.__traceback__)
         try:
             await manager.__aexit__(kind, error, traceback)

@@ -4,7 +4,6 @@ import asyncio
 from contextvars import copy_context
 from typing import Any, TypeAlias
 
-from asgi_context._context import Binding, enter_binding
 from asgi_context._crashes import log, log_crash
 from asgi_context._resources._factories import Entered, Yielding, has
 from asgi_context._resources._flight import Flight, patiently, presentable
@@ -22,11 +21,28 @@ class Closing:
         self.time_limit = time_limit
         self.plain: dict[type, type] = {}  # what a factory gave last, if that was neither awaitable nor a manager
         self.tasks: set[asyncio.Task[_Failures]] = set()
+        self._late: set[asyncio.Task[None]] = set()
+
+    def note_late(self, task: "asyncio.Task[None]") -> None:
+        """Keep a task that may go on when its closing is over.
+
+        Args:
+            task: of a factory that does not end when it is cancelled, say.
+        """
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
 
     async def close(self) -> None:
         """Wait for what is under way on this event loop; it has its time limits."""
-        while tasks := [task for task in self.tasks if task.get_loop() is asyncio.get_running_loop()]:
+        if not (self.tasks or self._late):  # under trio there are none
+            return
+        loop = asyncio.get_running_loop()
+        while tasks := [task for task in self.tasks if task.get_loop() is loop]:
             await asyncio.wait(tasks)
+        if late := [task for task in self._late if task.get_loop() is loop]:
+            _, left = await asyncio.wait(late, timeout=self.time_limit)
+            if left:
+                log.error("%d resources are still being made or closed, and are left to themselves", len(left))
 
 
 _Failures: TypeAlias = "list[tuple[type, BaseException]]"
@@ -37,15 +53,18 @@ class Resources:
 
     Args:
         closing: where its closing is noted.
+        loop: the event loop that it is made on.
     """
 
-    __slots__ = ("_closing", "closers", "flights", "is_over", "made")
+    __slots__ = ("_closing", "closers", "flights", "is_closing", "is_over", "loop", "made")
 
-    def __init__(self, closing: Closing) -> None:
+    def __init__(self, closing: Closing, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._closing = closing
         self.made: dict[type, Any] = {}
         self.flights: dict[type, Flight] = {}  # of those that are not made yet
         self.closers: list[tuple[type, Flight | Entered | Yielding]] = []  # in the order in which they were made
+        self.is_closing = False
         self.is_over = False  # closed, but for what is made too late
 
     def enter(self, kind: type, made: Any) -> Any:  # noqa: ANN401 - the resource
@@ -80,34 +99,32 @@ class Resources:
         flight.launch(made, self)
         return flight
 
-    def leave(self, binding: Binding, error: BaseException | None) -> None:
+    def leave(self, error: BaseException | None) -> None:
         """Close all, without waiting for what waits.
 
         Args:
-            binding: what it was made for.
             error: with what that has ended, for the context managers.
 
         Raises:
             ResourceCloseError: something failed at once, and there is no error that it would hide.
         """
         failures: _Failures = []
-        task = self._close(binding, error, failures)
+        task = self._close(error, failures)
         if task is not None:
             task.add_done_callback(_log_all)
         _report(failures, error)
 
-    async def finish(self, binding: Binding, error: BaseException | None) -> None:
+    async def finish(self, error: BaseException | None) -> None:
         """Close all, and wait for it.
 
         Args:
-            binding: what it was made for.
             error: with what that has ended, for the context managers.
 
         Raises:
             ResourceCloseError: something failed, and there is no error that it would hide.
         """
         failures: _Failures = []
-        task = self._close(binding, error, failures)
+        task = self._close(error, failures)
         if task is not None:
             try:
                 if isinstance(error, GeneratorExit):  # who is closed must not wait for anything
@@ -131,9 +148,8 @@ class Resources:
                 _attempt(kind, closer, None, failures)
         _log(failures)
 
-    def _close(
-        self, binding: Binding, error: BaseException | None, failures: _Failures
-    ) -> "asyncio.Task[_Failures] | None":
+    def _close(self, error: BaseException | None, failures: _Failures) -> "asyncio.Task[_Failures] | None":
+        self.is_closing = True
         while self.closers and not self.flights:
             kind, closer = self.closers[-1]
             if isinstance(closer, Flight):
@@ -149,9 +165,7 @@ class Resources:
         except RuntimeError:  # a request that is dropped after its loop has ended
             self._close_without_loop(error, failures)
             return None
-        context = copy_context()
-        context.run(enter_binding, binding)
-        task = loop.create_task(self._close_all(error), context=context)
+        task = loop.create_task(self._close_all(error))
         self._closing.tasks.add(task)
         task.add_done_callback(self._closing.tasks.discard)
         return task
@@ -174,11 +188,13 @@ class Resources:
         if pending:
             for _, flight in pending:
                 flight.task.cancel()
+                self._closing.note_late(flight.task)
             await patiently([flight.ready() for _, flight in pending], limit)
             failures += [(kind, ResourceTimeoutError(kind.__qualname__)) for kind in self.flights]
         while self.closers:
             kind, closer = self.closers.pop()
             if isinstance(closer, Flight):
+                self._closing.note_late(closer.task)
                 try:
                     await closer.close(error, limit)
                 except BaseException as failure:  # noqa: BLE001 - told once all are closed
@@ -200,11 +216,7 @@ def _attempt(kind: type, closer: Entered | Yielding, error: BaseException | None
         failures.append((kind, failure))
 
 
-Leftover: TypeAlias = tuple[Binding, Resources]
-"""What was made for a binding, and is to be closed."""
-
-
-async def finish_all(leftovers: list[Leftover], error: BaseException | None) -> None:
+async def finish_all(leftovers: list[Resources], error: BaseException | None) -> None:
     """Close what was made for several bindings, one after the other, and wait for it.
 
     Args:
@@ -217,16 +229,15 @@ async def finish_all(leftovers: list[Leftover], error: BaseException | None) -> 
     failures: list[Exception] = []
     try:
         while leftovers:
-            binding, resources = leftovers.pop(0)
             try:
-                await resources.finish(binding, error)
+                await leftovers.pop(0).finish(error)
             except ResourceCloseError as group:
                 failures += group.exceptions
     except (asyncio.CancelledError, GeneratorExit) as interrupted:
         for failure in failures:
             log_crash("closing failed", failure)
-        for binding, resources in leftovers:
-            resources.leave(binding, interrupted if error is None else error)
+        for resources in leftovers:
+            resources.leave(interrupted if error is None else error)
         raise
     if failures:
         raise ResourceCloseError(failures)
