@@ -1,6 +1,7 @@
 """The middleware: find out who asks, bind it, run the app, take it away."""
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias
@@ -289,7 +290,7 @@ class ContextMiddleware:
                 binding.values = {}
             try:
                 if connection is not None or leftovers:
-                    await self._close(binding, connection, leftovers, error)
+                    await self._close(connection, leftovers, error)
                 elif binding.resources is not None:
                     resources, binding.resources = binding.resources, None
                     await resources.finish(error)
@@ -301,21 +302,13 @@ class ContextMiddleware:
                     binding.revoke()
 
     @staticmethod
-    async def _close(
-        binding: Binding, connection: Connection | None, leftovers: list[Resources], error: BaseException | None
-    ) -> None:
+    async def _close(connection: Connection | None, leftovers: list[Resources], error: BaseException | None) -> None:
         if connection is not None:
-            leftovers += connection.end()
-        if binding.resources is not None:
-            leftovers.append(binding.resources)
-            binding.resources = None
+            leftovers += connection.end()  # with those of the connection itself
         try:
             await finish_all(leftovers, error)
-        except GeneratorExit:
-            connection = None  # who is closed must not wait for anything
-            raise
         finally:
-            if connection is not None and not isinstance(error, GeneratorExit):
+            if connection is not None and not isinstance(sys.exception(), GeneratorExit):  # who is closed must not wait
                 await connection.closed()
 
     def _refuse(self, refused: Binding, scope: Scope, leftovers: list[Resources]) -> Binding:

@@ -33,6 +33,7 @@ from resources import (
 )
 
 from asgi_context import ContextClosedError, RequestContext, current_resource
+from asgi_context._resources import Closing, Resources
 from asgi_context.errors import ResourceCloseError, ResourceLoopError, ResourceTimeoutError
 
 pytestmark = pytest.mark.anyio
@@ -296,3 +297,53 @@ def test_notes_on_a_group_survive_being_pickled() -> None:
     error = ResourceCloseError([ResourceTimeoutError("A")])
     error.add_note("while the request of acme ended")
     assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
+
+
+async def test_what_was_made_at_once_needs_no_waiting(asyncio_only: None) -> None:
+    """As eager tasks make it, before whoever asked begins to wait."""
+    loop = asyncio.get_running_loop()
+    resources = Resources(Closing(LONG), loop)
+    made: asyncio.Future[A] = loop.create_future()
+    made.set_result(A())
+    flight = resources.launch(A, made)
+    await turns()
+    assert await flight.wait(joins=True) is made.result() is resources.made[A]
+
+
+def test_part_of_a_group_is_a_group_of_its_kind() -> None:
+    error = ResourceCloseError([ResourceTimeoutError("A"), ValueError("b")])
+    part = error.subgroup(ValueError)
+    assert type(part) is ResourceCloseError
+    assert [str(each) for each in part.exceptions] == ["b"]
+
+
+async def test_the_end_of_the_lifespan_waits_for_what_ends_late(asyncio_only: None, logged: Any) -> None:
+    log: list[str] = []
+    gate = Gate()
+    started = asyncio.Event()
+
+    async def slow(context: RequestContext) -> A:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await gate.wait()
+            log.append("late")
+            raise
+
+    callers: list[Any] = []
+
+    async def handle() -> None:
+        callers.append(spawn(current_resource(A)))
+        await soon(started)
+
+    middleware = wrap(handle, {A: slow}, close_timeout=LONG)
+    request = spawn(run(middleware, http(*who())))
+    await soon(gate.reached)
+    request.cancel()
+    await settle(request)
+    closing = spawn(middleware.close())
+    await turns()
+    gate.go.set()
+    await settle(closing, *callers)
+    assert (log, logged()) == (["late"], [])
