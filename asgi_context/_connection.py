@@ -90,6 +90,7 @@ class Connection:
             self._own = Identity(binding.tenant, binding.user, binding.claims, binding.expires_at)
         self._rest: Binding | None = binding  # what is bound between two messages
         self._bound: Binding | None = None  # for the latest message
+        self._before: Binding | None = None  # over which that was bound
         self._reader: object = None
         self._reads_pending = 0  # of all tasks
         self._unread: deque[Message] = deque()
@@ -99,8 +100,6 @@ class Connection:
         self._closing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reads: set[asyncio.Timeout] = set()
-        if message is not None:
-            binding.connection = self
         if binding.expires_at is not None:
             if binding.expires_at <= now():
                 raise RequestRejected(401, "identity_expired")
@@ -109,6 +108,8 @@ class Connection:
             except RuntimeError:
                 raise UnsupportedLoopError("closing a WebSocket when its identity expires") from None
             self._watch(binding.expires_at)
+        if message is not None:  # last, since one that is refused above must not be found
+            binding.connection = self
 
     @property
     def receive(self) -> Receive:
@@ -139,14 +140,14 @@ class Connection:
         return await self._send(message)
 
     async def _receive_plain(self) -> Message:
+        if self._closed is not None:
+            return self._disconnect()
         event = await self._receive()
         if event["type"] == "websocket.disconnect":
             self._over = True
         return event
 
     async def _receive_watched(self) -> Message:
-        if self._closed is not None:
-            return self._disconnect()
         timeout = asyncio.timeout(None)  # until the timer sets it: one timer for the connection, not one for each read
         self._reads.add(timeout)
         try:
@@ -159,9 +160,7 @@ class Connection:
         finally:
             self._reads.discard(timeout)
 
-    async def _receive_bound(self) -> Message:  # noqa: C901, PLR0912 - in one frame, since every message passes it
-        if self._closed is not None:
-            return self._disconnect()
+    async def _receive_bound(self) -> Message:  # noqa: C901, PLR0911, PLR0912, PLR0915 - in one frame, since every message passes it
         try:
             task: object = asyncio.current_task()
         except RuntimeError:  # no event loop of asyncio: under trio that module is loaded already
@@ -169,8 +168,10 @@ class Connection:
         if self._reader is task:
             bound = self._bound
             if bound is not None:
-                self._bound = None
-                enter_binding(self._rest or self._between())
+                before, self._bound, self._before = self._before, None, None
+                if before is None or before.ended or before.revoked:
+                    before = self._rest or self._between()
+                enter_binding(before)
                 bound.ended = True
                 if bound.values:
                     bound.values = {}
@@ -179,11 +180,16 @@ class Connection:
                     await resources.finish(None)
         elif self._reader is not None:
             self._stop_binding()
+        if self._closed is not None:
+            return self._disconnect()
+        before = current_binding()  # of the connection, or of what binds around the app, or of a block
         self._reads_pending += 1
         try:
             event = self._unread.popleft() if self._unread else await self._receive()
         finally:
             self._reads_pending -= 1
+        if self._closed is not None:  # meanwhile, by `message_context` say
+            return self._disconnect()
         kind = event["type"]
         if kind != "websocket.receive":
             if kind == "websocket.disconnect":
@@ -195,18 +201,23 @@ class Connection:
             else:
                 binding = await self._examine(event)
         except RequestRejected as rejection:
+            enter_binding(before)
             await self._refuse(rejection)
             return self._disconnect()
         except Exception as error:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not go on
+            enter_binding(before)
             await self._crash(error)
             return self._disconnect()
         except BaseException:  # the read was cancelled: the message is still to be read
             self._unread.appendleft(event)
             raise
+        if self._closed is not None:  # meanwhile, by the expiry say
+            _discard(binding, None)
+            return self._disconnect()
         if self._reader is None:
             self._reader = _SEVERAL if self._reads_pending else task
         if self._reader is task:
-            self._bound = binding
+            self._bound, self._before = binding, before
             enter_binding(binding)
         else:
             self._stop_binding()
@@ -257,7 +268,9 @@ class Connection:
         if self._json is not None:
             binding = self._read(self._json, event)
         else:
-            identity = await read_message(cast("MessageExtractor", self._extractor), event)
+            identity = await self._extract(cast("MessageExtractor", self._extractor), event)
+            if identity is not None and identity.expires_at is not None and identity.expires_at <= self._now():
+                raise RequestRejected(401, "identity_expired")
             if identity is None or (own is not None and _only_names(identity, own)):
                 identity = own
             binding = self._make(identity)
@@ -270,6 +283,14 @@ class Connection:
             self._revoke(self._rest)
             self._rest = None
         return binding
+
+    async def _extract(self, extractor: MessageExtractor, event: Message) -> Identity | None:
+        before = current_binding()
+        enter_binding(make_binding(None, self._services, None))  # a task that it starts must not be anybody's
+        try:
+            return await read_message(extractor, event)
+        finally:
+            enter_binding(before)
 
     async def _ask(self, authorize: Authorize, binding: Binding, *, changed: bool) -> None:
         before = current_binding()
@@ -322,11 +343,15 @@ class Connection:
             return
         try:
             # In a task of its own: a read that is cancelled now must not keep the client from hearing of it.
-            self._closing = asyncio.get_running_loop().create_task(closing)
+            self._closing = self._note(asyncio.get_running_loop().create_task(closing))
         except RuntimeError:
             await closing
         else:
-            await asyncio.wait({self._closing})
+            await self.closed()
+
+    def _note(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
+        self._services.closing.note_late(task)  # which keeps it, should the connection be gone before it has ended
+        return task
 
     def _start_closing(self, code: int, reason: str) -> Coroutine[Any, Any, None] | None:
         if self._closed is not None:
@@ -343,7 +368,7 @@ class Connection:
             log_crash("closing a WebSocket failed", error)
 
     def _disconnect(self) -> Message:
-        code, reason = self._closed or (0, "")
+        code, reason = cast("tuple[int, str]", self._closed)
         return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
     def _watch(self, expires_at: float) -> None:
@@ -356,7 +381,7 @@ class Connection:
             return
         closing = self._start_closing(_EXPIRED, "identity_expired")
         if closing is not None:
-            self._closing = loop.create_task(closing)
+            self._closing = self._note(loop.create_task(closing))
         for timeout in self._reads:
             timeout.reschedule(loop.time())
 
@@ -375,14 +400,14 @@ class Connection:
                 binding.ended = True
                 binding.values = {}
                 self._leave_over(binding)
-        self._bound = self._rest = None  # they point back to the connection
+        self._bound = self._before = self._rest = None  # they point back to the connection
         leftovers, self._leftovers = self._leftovers, []
         return leftovers
 
     async def closed(self) -> None:
-        """Wait until a close by this package has gone out."""
+        """Wait until a close by this package has gone out; a client that does not read can hold that up."""
         if self._closing is not None:
-            await asyncio.wait({self._closing})
+            await asyncio.wait({self._closing}, timeout=self._services.closing.time_limit)
 
 
 def _only_names(identity: Identity, own: Identity) -> bool:

@@ -359,7 +359,4 @@ def unbound_context() -> UnboundBlock:
     Returns:
         A context manager, for ``with`` and ``async with``, that can be entered once.
     """
-    outer = _current.get()
-    binding = make_binding(None, outer.services, None)
-    binding.connection = outer.connection
-    return UnboundBlock(binding)
+    return UnboundBlock(make_binding(None, _current.get().services, None))

@@ -45,8 +45,10 @@ def message_context(*, event: Message | None = None, payload: str | bytes | None
     """Bind the identity of one WebSocket message for a block.
 
     For apps that read in another task than they handle in, and for messages that are handled in tasks of their own:
-    what is bound by itself then ends with the next read. The extractor given as ``ContextMiddleware(message=...)`` is
-    asked again, so it must give the same answer for the same message. Values and resources belong to the block.
+    what is bound by itself then ends with the next read. It takes messages of the connection that is bound where it is
+    called, and of no other: a worker of several connections is to be started in ``with unbound_context():``, and given
+    identities rather than messages. The extractor given as ``ContextMiddleware(message=...)`` is asked again, so it
+    must give the same answer for the same message. Values and resources belong to the block.
 
     Args:
         event: the ``websocket.receive`` event (ASGI specification, "Receive - receive event").

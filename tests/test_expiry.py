@@ -16,6 +16,7 @@ from asgi_context import ContextMiddleware, Identity, RequestRejected, current_c
 from asgi_context import _connection as module
 from asgi_context._connection import Connection
 from asgi_context._context import Services, make_binding
+from asgi_context._resources import Closing
 from asgi_context.errors import ConnectionClosedError
 
 pytestmark = pytest.mark.anyio
@@ -94,7 +95,7 @@ class Watched:
         self.wire = Wire()
         self.clock = Clock()
         self.expires_at = self.clock.now + left
-        binding = make_binding(Identity("acme", "ann", expires_at=self.expires_at), Services(), [])
+        binding = make_binding(Identity("acme", "ann", expires_at=self.expires_at), Services(closing=Closing(10)), [])
         self.connection = Connection(
             binding,
             websocket(),

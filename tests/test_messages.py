@@ -429,7 +429,7 @@ async def test_types_of_events_that_nobody_knows_pass_unread() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.extend((await receive(), see()) for _ in range(4))
+        seen.extend([(await receive(), see()) for _ in range(4)])
 
     assert await wire.run(app) == []
     assert seen == [(CONNECT, None), (ANN, ("acme", "ann")), (odd, None), (BOB, ("globex", "bob"))]
@@ -1146,7 +1146,7 @@ async def test_with_a_connection_identity_a_second_task_leaves_that_one_readable
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        seen.extend(await in_task(receive) for _ in range(3))
+        seen.extend([await in_task(receive) for _ in range(3)])
         seen.append(see())
 
     await Wire(CONNECT, ANN, msg("acme"), msg()).run(app, identity=as_())
@@ -1490,12 +1490,22 @@ async def test_without_message_a_connection_has_no_messages_to_bind() -> None:
     await Wire().run(app, message=None, identity=as_())
 
 
-@pytest.mark.parametrize("block", [unbound_context, lambda: bind_context(Identity("worker"))], ids=["unbound", "bound"])
-async def test_message_context_works_inside_of_other_blocks(block: Any) -> None:
+async def test_what_is_started_on_nobodys_behalf_has_no_connection_either() -> None:
+    """It may be a worker of several: a message of one must not be taken for that of another."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with unbound_context(), pytest.raises(MessagesNotBoundError):
+            async with message_context(event=BOB):
+                pass
+
+    await Wire().run(app)
+
+
+async def test_message_context_works_inside_of_other_blocks() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        with block():
+        with bind_context(Identity("worker")):
             before = see()
             async with message_context(event=BOB):
                 seen.append(see())
@@ -1993,3 +2003,159 @@ async def test_in_every_seeded_schedule_a_message_sees_its_own_identity_or_an_er
     assert min(done[name] for name in ("loop", "queue", "two loops", "child", "cancelled", "timed out")) > 40, done
     assert min(done[f"{how}: own"] for how in ("direct", "direct, task", "task", "worker")) > 40, done
     assert min(done[f"{how}: error"] for how in ("direct", "task", "worker")) > 40, done
+
+
+# What is bound around
+
+
+async def test_between_two_messages_is_bound_what_was_bound_where_they_are_read() -> None:
+    """A block around the loop, or a middleware inside, and not what this middleware has bound."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        with bind_context(Identity("service", "job")):
+            await reader(receive, seen)
+            seen.append(see())
+
+    await Wire(CONNECT, ANN, BOB, GONE).run(app)
+    acme, globex = ("acme", "ann"), ("globex", "bob")
+    assert seen == [(acme, acme), (globex, globex), ("service", "job")]
+
+    seen.clear()
+    inner = ContextMiddleware(direct(seen), identity=lambda scope: Identity("inner", "x"))
+    await Wire(CONNECT, ANN, GONE).run(inner)
+    assert (seen[0], seen[-1]) == (("inner", "x"), ("inner", "x"))
+
+    seen.clear()
+    inner = ContextMiddleware(direct(seen), message=lambda event: None)
+    await Wire(CONNECT, ANN, GONE).run(inner, identity=as_("outer"), authorize=lambda context, scope: True)
+    assert seen[-1] is None
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_a_refused_message_leaves_bound_what_was_bound_before(crashes: bool) -> None:
+    """Of the middleware around, it may be the message that this one refuses."""
+    seen: list[Any] = []
+
+    def extract(event: Any) -> Any:
+        raise ValueError if crashes else RequestRejected(400, "bad_message")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        seen.append(((await receive())["type"], see()))
+
+    await Wire(CONNECT, ANN).run(ContextMiddleware(app, message=extract))
+    assert seen[0][0] == "websocket.disconnect"
+    assert seen[0][1] in {None, ("acme", "ann")}  # the read of the one around has bound it by then
+
+    seen.clear()
+    await Wire(CONNECT, ANN).run(app, message=extract, identity=as_("own"))
+    assert seen == [("websocket.disconnect", ("own", "ann"))]
+
+
+async def test_an_extractor_runs_with_nobody_bound() -> None:
+    """A task that it starts would stay somebody's."""
+    seen: list[Any] = []
+
+    async def extract(event: Any) -> Identity:
+        seen.append(see())
+        return Identity(*of(event))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await reader(receive, [])
+        async with message_context(event=ANN):
+            pass
+
+    allow = {"authorize": lambda context, scope: True}
+    await Wire(CONNECT, ANN, BOB, GONE).run(app, message=extract, identity=as_("own"), **allow)
+    assert seen == [None] * 3
+
+
+async def test_an_identity_that_has_expired_is_refused() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        assert await receive() == cut(1008, "identity_expired")
+
+    extract = lambda event: Identity("acme", "ann", expires_at=1.0)  # noqa: E731
+    assert await Wire(CONNECT, ANN).run(app, message=extract) == [closing(1008, "identity_expired")]
+
+
+# Closed meanwhile
+
+
+async def test_a_read_that_waits_as_the_connection_is_closed_gets_no_message() -> None:
+    got: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+        async def read() -> None:
+            got.append(await receive())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(RequestRejected):
+                async with message_context(payload="bad"):
+                    pass
+            wire.put(ANN)
+
+    wire = Wire(CONNECT)
+    assert await wire.run(app) == [closing(1008, "message_invalid")]
+    assert got == [cut(1008, "message_invalid")]
+
+
+async def test_a_message_that_is_examined_as_the_connection_is_closed_does_not_reach_the_app() -> None:
+    got: list[Any] = []
+    gate, asked = anyio.Event(), anyio.Event()
+
+    async def extract(event: Any) -> Identity:
+        if event is ANN:
+            asked.set()
+            await gate.wait()
+            return Identity("acme", "ann")
+        raise RequestRejected(400, "bad_message")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+        async def read() -> None:
+            got.append((await receive(), see()))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await asked.wait()
+            with pytest.raises(RequestRejected):
+                async with message_context(event=BOB):
+                    pass
+            gate.set()
+
+    await Wire(CONNECT, ANN).run(app, message=extract)
+    assert got == [(cut(1008, "bad_message"), None)]
+
+
+async def test_a_connection_that_was_refused_as_expired_has_no_messages(asyncio_only: None) -> None:
+    """What `authorize` has started by then must not examine any, nor close what was answered already."""
+    raised: list[BaseException] = []
+    tasks: list[Any] = []
+    go = asyncio.Event()
+
+    async def later() -> None:
+        await go.wait()
+        try:
+            async with message_context(payload="bad"):
+                pass
+        except (MessagesNotBoundError, ContextClosedError) as error:
+            raised.append(error)
+
+    def authorize(context: Any, scope: Any) -> bool:
+        tasks.append(asyncio.get_running_loop().create_task(later()))
+        return True
+
+    sent = await Wire(CONNECT).run(hello, identity=as_(expires_at=1.0), authorize=authorize)
+    go.set()
+    await tasks[0]
+    assert [message["type"] for message in sent] == ["websocket.close"]
+    assert [type(error) for error in raised] == [MessagesNotBoundError]

@@ -37,7 +37,9 @@ from pools import (
 
 from asgi_context import (
     ContextMiddleware,
+    Identity,
     Pool,
+    bind_context,
     current_context,
     run_in_pool,
 )
@@ -167,6 +169,24 @@ async def test_a_job_that_waits_is_dropped_with_a_caller_that_is_closed(asyncio_
         assert await web.ask("acme", lambda: "next") == "next"
         assert await web.ask("globex", lambda: "next") == "next"
         assert not never.started.is_set()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(None, ("WARNING", LOST, "acme")), (KeyError("k"), ("ERROR", f"{FAILED}: builtins.KeyError: 'k'", "acme"))],
+)
+async def test_what_comes_of_a_job_that_runs_when_its_caller_is_closed_is_logged(
+    asyncio_only: None, logged: Any, error: Exception | None, expected: Any
+) -> None:
+    async with site(tool=1) as web:
+        job = Job(error=error)
+        with bind_context(Identity("acme")):
+            asking = web.pools["tool"].run(job, "acme")
+            asking.send(None)
+        assert job.has_started()
+        asking.close()
+        job.go.set()
+        assert await next_line(logged) == expected
 
 
 async def test_a_job_that_runs_goes_on_for_its_tenant_and_what_comes_of_it_is_logged(
@@ -438,6 +458,19 @@ async def test_a_shutdown_that_is_cancelled_sends_threads_home_and_fails_what_wa
         await finish((busy, running))
         assert_empty(workers)
         assert not never.started.is_set()
+
+
+async def test_what_waits_when_a_pool_is_opened_again_while_it_closes_still_runs(asyncio_only: None) -> None:
+    async with site(tool=1) as web:
+        workers, busy = web.pools["tool"], Job("busy")
+        running, waiting = await web.start("acme", busy), await web.start("acme", lambda: "waited")
+        closing = asyncio.create_task(workers.close())
+        await until(lambda: workers._on_idle is not None)
+        workers.open()
+        await cancelled(closing)
+        assert_invariants(workers)
+        await finish((busy, running))
+        assert await asyncio.wait_for(waiting, LONG) == "waited"
 
 
 async def test_opened_again_a_pool_counts_the_jobs_of_before_that_still_run(asyncio_only: None, logged: Any) -> None:
