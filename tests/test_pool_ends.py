@@ -187,6 +187,7 @@ async def test_what_comes_of_a_job_that_runs_when_its_caller_is_closed_is_logged
         asking.close()
         job.go.set()
         assert await next_line(logged) == expected
+        assert await web.ask("acme", lambda: "next") == "next"
 
 
 async def test_a_job_that_runs_goes_on_for_its_tenant_and_what_comes_of_it_is_logged(
