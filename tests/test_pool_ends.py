@@ -37,9 +37,7 @@ from pools import (
 
 from asgi_context import (
     ContextMiddleware,
-    Identity,
     Pool,
-    bind_context,
     current_context,
     run_in_pool,
 )
@@ -180,9 +178,13 @@ async def test_what_comes_of_a_job_that_runs_when_its_caller_is_closed_is_logged
 ) -> None:
     async with site(tool=1) as web:
         job = Job(error=error)
-        with bind_context(Identity("acme")):
-            asking = web.pools["tool"].run(job, "acme")
+
+        async def handler() -> Any:
+            asking = run_in_pool("tool", job)
             asking.send(None)
+            return asking
+
+        asking = await web.handle("acme", handler)
         assert job.has_started()
         asking.close()
         job.go.set()
