@@ -216,7 +216,9 @@ class Workers:
         lane = self._lanes.get(tenant)
         if lane is None:
             lane = _Lane(tenant)
-        if self._running < self._pool.threads and lane.running < self._per_tenant and self._has_thread():
+        # What waits goes first, also where it waits only because no further thread was to be had.
+        room = self._running < self._pool.threads and lane.running < self._per_tenant and not lane.waiting
+        if room and self._has_thread():
             lane.running += 1
             self._running += 1
             self._inbox.put(job)

@@ -417,3 +417,24 @@ def test_a_flood_from_one_loop_does_not_hold_up_a_job_of_another() -> None:
     asyncio.run(web.middleware.close())
     assert_empty(web.pools["tool"])
     assert log == ["flood", "other", *range(20)]
+
+
+async def test_what_waits_for_want_of_a_thread_goes_before_what_comes_when_there_are_some_again(
+    asyncio_only: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Never(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    log: list[Any] = []
+    async with site(tool=2) as web:
+        first, second, third = jobs = [Job(number, log) for number in range(3)]
+        tasks = [await web.start("acme", first)]
+        with monkeypatch.context() as patched:
+            patched.setattr("asgi_context._pools.Thread", Never)
+            tasks.append(await web.start("acme", second))
+        tasks.append(await web.start("acme", third))
+        for job in jobs:
+            job.go.set()
+        await asyncio.gather(*tasks)
+    assert log == [0, 1, 2]
