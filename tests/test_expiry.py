@@ -571,6 +571,16 @@ async def test_it_expires_at_the_very_second(asyncio_only: None, left: float) ->
     assert (caught.value.status, caught.value.code) == (401, "identity_expired")
 
 
+@pytest.mark.parametrize("left", [0, -1, 1])
+async def test_an_identity_of_a_message_expires_at_the_very_second_too(asyncio_only: None, left: float) -> None:
+    """It is looked at as the message is read; the watch is over the connection's own."""
+    async with Watched(lambda event: Identity("acme", "ann", expires_at=1000.0 + left)) as watched:
+        reading = await watched.reading()
+        watched.wire.put(ANN)
+        refused = {"type": "websocket.disconnect", "code": 1008, "reason": "identity_expired"}
+        assert await reading == (ANN if left > 0 else refused)
+
+
 @both
 async def test_a_clock_that_was_set_back_is_waited_for(asyncio_only: None, message: Any) -> None:
     async with Watched(message, left=SOON) as watched:

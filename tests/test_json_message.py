@@ -113,6 +113,8 @@ TEXTS = (
 @example(text='{"a": 1e999}')
 @example(text='{"a": "\\ud800"}')
 @example(text='\N{NO-BREAK SPACE}{"tenant": "acme"}')
+@example(text='{"tenant": "acme"}\N{NO-BREAK SPACE}')
+@example(text='{"tenant": "acme"}\v')
 def test_it_accepts_what_the_standard_library_reads_alike_everywhere(text: str) -> None:
     assert refusal(ACME, text) == expected(text)
     assert refusal(ACME, text.encode()) == expected(text)

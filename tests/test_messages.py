@@ -2047,7 +2047,7 @@ async def test_a_refused_message_leaves_bound_what_was_bound_before(crashes: boo
 
     await Wire(CONNECT, ANN).run(ContextMiddleware(app, message=extract))
     assert seen[0][0] == "websocket.disconnect"
-    assert seen[0][1] in {None, ("acme", "ann")}  # the read of the one around has bound it by then
+    assert seen[0][1] is None  # although the read of the one around has bound it by then
 
     seen.clear()
     await Wire(CONNECT, ANN).run(app, message=extract, identity=as_("own"))
@@ -2159,3 +2159,293 @@ async def test_a_connection_that_was_refused_as_expired_has_no_messages(asyncio_
     await tasks[0]
     assert [message["type"] for message in sent] == ["websocket.close"]
     assert [type(error) for error in raised] == [MessagesNotBoundError]
+
+
+@pytest.mark.parametrize("late", [GONE, ANN], ids=["the server's disconnect", "a message"])
+async def test_a_connection_that_was_closed_meanwhile_is_cut_whatever_comes_then(late: Any) -> None:
+    """And what comes is not examined any more."""
+    asked: list[Any] = []
+    got: list[Any] = []
+
+    def extract(event: Any) -> Any:
+        asked.append(event)
+        raise RequestRejected(400, "bad_message")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+        async def read() -> None:
+            got.append(await receive())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(RequestRejected):
+                async with message_context(event=BOB):
+                    pass
+            wire.put(late)
+
+    wire = Wire(CONNECT)
+    await wire.run(app, message=extract)
+    assert (got, asked) == ([cut(1008, "bad_message")], [BOB])
+
+
+async def test_what_authorize_made_for_a_message_is_closed_if_the_connection_is_meanwhile(asyncio_only: None) -> None:
+    log: list[Any] = []
+    gate, asked = asyncio.Event(), asyncio.Event()
+
+    class Session:
+        pass
+
+    def make(context: Any) -> Any:
+        yield Session()
+        log.append("closed")
+
+    async def authorize(context: Any, scope: Any) -> bool:
+        await current_resource(Session)
+        asked.set()
+        await gate.wait()
+        return True
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        reading = asyncio.create_task(receive())
+        await asked.wait()
+        with pytest.raises(RequestRejected):
+            async with message_context(payload="?"):
+                pass
+        gate.set()
+        log.append(await reading)
+
+    await Wire(CONNECT, ANN).run(app, authorize=authorize, resources={Session: make})
+    assert log == ["closed", cut(1008, "message_invalid")]
+
+
+# Readers and blocks that come and go
+
+
+async def test_a_task_whose_message_is_examined_longer_than_that_of_another_is_a_second_reader() -> None:
+    gate, asked = anyio.Event(), anyio.Event()
+    seen: list[Any] = []
+
+    async def extract(event: Any) -> Identity:
+        if event is ANN:
+            asked.set()
+            await gate.wait()
+        return Identity(*of(event))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+        async def read() -> None:
+            seen.append((of(await receive()), see()))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await asked.wait()
+            seen.append((of(await receive()), see()))
+            gate.set()
+        seen.append(see())
+
+    await Wire(CONNECT, ANN, BOB).run(app, message=extract)
+    assert seen == [(("globex", "bob"),) * 2, (("acme", "ann"), None), "messages"]
+
+
+async def test_a_block_that_has_ended_around_a_reader_is_not_what_is_bound_between_messages() -> None:
+    """But the connection's own binding; which a change still revokes, in the task that began with it."""
+    between: list[Any] = []
+    seen: list[Any] = []
+    left, read_one = anyio.Event(), anyio.Event()
+    wire = Wire(CONNECT, ANN, ANN, BOB, GONE)
+
+    async def receive() -> Any:
+        between.append(see())
+        return await wire.receive()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+        async def read() -> None:
+            await receive()
+            read_one.set()
+            await left.wait()
+            await reader(receive, seen)
+
+        async with anyio.create_task_group() as group:
+            with bind_context(Identity("service", "job")):
+                group.start_soon(read)
+                await read_one.wait()
+            left.set()
+        seen.append(see())
+
+    middleware = ContextMiddleware(app, message=JSON, identity=as_(), authorize=YES)
+    await middleware(websocket(), receive, wire.send)
+    acme, globex = ("acme", "ann"), ("globex", "bob")
+    assert between == [acme, ("service", "job"), acme, acme, acme]
+    assert seen == [(acme, acme), (globex, globex), "messages"]
+
+
+async def test_a_task_that_outlives_the_connection_and_goes_on_reading_gets_nothing_bound(asyncio_only: None) -> None:
+    tasks, over = [], asyncio.Event()
+    wire = Wire(CONNECT, ANN)
+
+    async def read(receive: Any) -> Any:
+        await receive()
+        first = see()
+        await over.wait()
+        await receive()
+        return first, see()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        tasks.append(asyncio.create_task(read(receive)))
+        await anyio.wait_all_tasks_blocked()
+
+    await wire.run(app)
+    wire.put(BOB)
+    over.set()
+    first, then = await tasks[0]
+    assert (first, then) == (("acme", "ann"), ("acme", "ann"))  # what it started with, and not bob's
+
+
+class Large:
+    """What a weak reference can be made to."""
+
+
+async def test_values_are_let_go_with_their_message_whatever_still_holds_its_context(asyncio_only: None) -> None:
+    refs, tasks, over = [], [], asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        for _ in range(2):
+            await receive()
+            large = Large()
+            refs.append(weakref.ref(large))
+            update_request_context(large=large)
+            del large
+            tasks.append(asyncio.create_task(over.wait()))
+            await asyncio.sleep(0)
+            gc.collect()
+            assert [ref() is None for ref in refs] == [True] * (len(refs) - 1) + [False]
+
+    await Wire(CONNECT, ANN, BOB).run(app)
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+    over.set()
+    await asyncio.wait(tasks)
+
+
+async def test_values_of_a_message_that_a_second_task_has_read_are_over_with_what_authorize_started(
+    asyncio_only: None,
+) -> None:
+    tasks, over = [], asyncio.Event()
+
+    async def later() -> str:
+        await over.wait()
+        with pytest.raises(ContextClosedError) as caught:
+            get_from_context("x")
+        return caught.value.why
+
+    def authorize(context: Any, scope: Any) -> bool:
+        tasks.append(asyncio.create_task(later()))
+        return True
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await receive()
+        await asyncio.create_task(receive())
+        over.set()
+        assert [await task for task in tasks] == ["messages", "ended"]
+
+    await Wire(CONNECT, ANN, BOB).run(app, authorize=authorize)
+
+
+async def test_messages_of_reads_that_are_cancelled_from_the_last_on_keep_their_order(asyncio_only: None) -> None:
+    gate = asyncio.Event()
+
+    async def extract(event: Any) -> Identity:
+        await gate.wait()
+        return Identity(*of(event))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        for _ in range(2):
+            readings = [asyncio.create_task(receive()) for _ in range(3)]
+            await anyio.wait_all_tasks_blocked()
+            for reading in reversed(readings):
+                reading.cancel()
+                await asyncio.wait([reading])
+        gate.set()
+        assert [await receive() for _ in range(3)] == [ANN, BOB, CY]
+
+    await Wire(CONNECT, ANN, BOB, CY).run(app, message=extract)
+
+
+async def test_the_resources_of_a_block_are_told_with_what_it_has_ended(asyncio_only: None) -> None:
+    told: list[Any] = []
+
+    class Session:
+        pass
+
+    async def make(context: Any) -> Any:
+        try:
+            yield Session()
+        except ValueError as error:
+            told.append(error)
+            raise
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(ValueError, match="app"):
+            async with message_context(event=ANN):
+                await current_resource(Session)
+                raise ValueError("app")
+
+    await Wire().run(app, resources={Session: make})
+    assert [str(error) for error in told] == ["app"]
+
+
+async def test_a_close_that_hangs_is_not_waited_for_longer_than_the_close_timeout(asyncio_only: None) -> None:
+    go, sent = asyncio.Event(), asyncio.Event()
+
+    async def send(message: Any) -> None:
+        await go.wait()
+        sent.set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        assert await receive() == cut(1008, "message_invalid")
+
+    wire = Wire(CONNECT, {"type": "websocket.receive", "text": "?"})
+    middleware = ContextMiddleware(app, message=JSON, close_timeout=0.01)
+    with anyio.fail_after(PLENTY):
+        await middleware(websocket(), wire.receive, send)
+        gc.collect()
+        go.set()
+        await sent.wait()  # it has gone on by itself, and was not collected
+
+
+async def test_a_close_that_goes_on_by_itself_is_waited_for_at_the_end_of_the_lifespan(asyncio_only: None) -> None:
+    go, sending, sent = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def send(message: Any) -> None:
+        sending.set()
+        await go.wait()
+        sent.set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await receive()
+
+    wire = Wire(CONNECT, {"type": "websocket.receive", "text": "?"})
+    middleware = ContextMiddleware(app, message=JSON, resources={Large: lambda context: Large()}, close_timeout=PLENTY)
+    serving = asyncio.create_task(middleware(websocket(), wire.receive, send))
+    await sending.wait()
+    while not serving.done():  # at the read, and at the exit of the connection
+        serving.cancel()
+        await asyncio.wait([serving], timeout=0.01)
+    closing_down = asyncio.create_task(middleware.close())
+    await anyio.wait_all_tasks_blocked()
+    assert not closing_down.done()
+    go.set()
+    await closing_down
+    assert sent.is_set()
