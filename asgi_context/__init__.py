@@ -2,7 +2,6 @@
 
 from asgi_context._claims import Claims
 from asgi_context._codec import register_state_type
-from asgi_context._connection import message_context
 from asgi_context._context import bind_context, current_context, unbound_context
 from asgi_context._executors import ContextThreadPoolExecutor, carry_context, run_in_executor
 from asgi_context._extract import (
@@ -22,9 +21,11 @@ from asgi_context._extract import (
 from asgi_context._identity import Identity, RequestContext
 from asgi_context._limits import StateLimits
 from asgi_context._memory import MemoryStore
+from asgi_context._message_context import message_context
 from asgi_context._messages import json_message
 from asgi_context._middleware import ContextMiddleware
-from asgi_context._pools import Pool, run_in_pool
+from asgi_context._pool import Pool
+from asgi_context._pools import run_in_pool
 from asgi_context._resources import current_resource
 from asgi_context._state import SharedState, current_state
 from asgi_context._types import KEEP, Store

@@ -17,10 +17,14 @@ _DEADLINE: Final = 30.0  # seconds, for stores that say nothing
 
 
 class AppLoop:
-    """The event loop of an app, as a part of it that is opened and closed."""
+    """The event loop of an app, as a part of it that is opened and closed.
 
-    def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
+    Args:
+        loop: the loop, where it is known already.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop = loop
 
     def open(self) -> None:
         """Note the loop that runs; under trio there is none."""

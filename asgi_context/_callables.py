@@ -1,8 +1,18 @@
 """What can be told of a callable before it is called."""
 
 from functools import partial
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
-from typing import cast
+from inspect import (
+    CO_ASYNC_GENERATOR,
+    CO_COROUTINE,
+    CO_GENERATOR,
+    isasyncgenfunction,
+    iscoroutinefunction,
+    isgeneratorfunction,
+)
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Final, cast
+
+_LATER: Final = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
 
 
 def runs_later(func: object) -> str | None:
@@ -16,6 +26,13 @@ def runs_later(func: object) -> str | None:
     """
     while isinstance(func, partial):
         func = cast("partial[object]", func).func
+    # The usual ones at once, since every job in a thread is asked. A mark (`inspect.markcoroutinefunction`) would stand
+    # among the attributes of a function, which nearly all have none of.
+    plain: object = func.__func__ if isinstance(func, MethodType) else func
+    if type(plain) is FunctionType and not plain.__code__.co_flags & _LATER and not plain.__dict__:
+        return None
+    if type(plain) is BuiltinFunctionType:
+        return None
     if isinstance(func, type):
         return None  # its __call__ is that of its instances
     for candidate in (func, getattr(func, "__call__", None)):  # noqa: B004 - the method itself is looked at

@@ -16,35 +16,29 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from inspect import isawaitable
-from types import TracebackType
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
+from asgi_context._authorize import Authorize, check_verdict
 from asgi_context._context import (
     Binding,
-    Block,
     current_binding,
     current_context,
     enter_binding,
     make_binding,
 )
 from asgi_context._crashes import log, log_crash
-from asgi_context._identity import Identity, RequestContext
+from asgi_context._identity import Identity
 from asgi_context._messages import JsonMessage, MessageExtractor, read_message
-from asgi_context._resources import Leftover
+from asgi_context._resources import Resources
 from asgi_context._types import Message, Receive, Scope, Send
 from asgi_context.errors import (
     ConnectionClosedError,
-    ExtractorTypeError,
-    MessagesNotBoundError,
     RequestRejected,
     ResourceCloseError,
     UnsupportedLoopError,
 )
-
-Authorize: TypeAlias = Callable[[RequestContext, Scope], bool | Awaitable[bool]]
 
 _SEVERAL: Final = object()
 _POLICY: Final = 1008  # RFC 6455, section 7.4.1
@@ -52,31 +46,6 @@ _CRASHED: Final = 1011
 _EXPIRED: Final = 4401  # section 7.4.2: for private use; after HTTP's 401
 _LONGEST_WAIT: Final = 3600.0  # seconds; then the clock on the wall is looked at again, which may have been set
 _ENDS: Final = frozenset({"websocket.close", "websocket.http.response.start"})
-
-
-async def check_verdict(verdict: object) -> None:
-    """Take what ``authorize`` said, if that was not simply yes.
-
-    Args:
-        verdict: what it returned.
-
-    Raises:
-        RequestRejected: it says no.
-        ExtractorTypeError: it says neither yes nor no.
-    """
-    if isawaitable(verdict):
-        verdict = await verdict
-    if type(verdict) is not bool:  # much that is meant as a no would count as true
-        raise ExtractorTypeError("authorize", type(verdict).__qualname__, "bool")
-    if not verdict:
-        raise RequestRejected(403, "tenant_forbidden")
-
-
-def _current_task() -> object:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop of asyncio: under trio that module is loaded already
-        return sys.modules["trio"].lowlevel.current_task()
 
 
 class Connection:
@@ -111,6 +80,7 @@ class Connection:
         self._receive = receive
         self._send = send
         self._extractor = message
+        self._json = message if isinstance(message, JsonMessage) else None
         self._authorize = authorize
         self._now = now
         self._services = binding.services
@@ -120,16 +90,16 @@ class Connection:
             self._own = Identity(binding.tenant, binding.user, binding.claims, binding.expires_at)
         self._rest: Binding | None = binding  # what is bound between two messages
         self._bound: Binding | None = None  # for the latest message
+        self._before: Binding | None = None  # over which that was bound
         self._reader: object = None
+        self._reads_pending = 0  # of all tasks
         self._unread: deque[Message] = deque()
-        self._leftovers: list[Leftover] = []
+        self._leftovers: list[Resources] = []
         self._over = False  # the app or the client has ended it
         self._closed: tuple[int, str] | None = None  # by this package, with a code and a reason
         self._closing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reads: set[asyncio.Timeout] = set()
-        if message is not None:
-            binding.connection = self
         if binding.expires_at is not None:
             if binding.expires_at <= now():
                 raise RequestRejected(401, "identity_expired")
@@ -138,6 +108,8 @@ class Connection:
             except RuntimeError:
                 raise UnsupportedLoopError("closing a WebSocket when its identity expires") from None
             self._watch(binding.expires_at)
+        if message is not None:  # last, since one that is refused above must not be found
+            binding.connection = self
 
     @property
     def receive(self) -> Receive:
@@ -148,7 +120,8 @@ class Connection:
     def _receive_unwatched(self) -> Receive:
         return self._receive_plain if self._extractor is None else self._receive_bound
 
-    def send(self, message: Message) -> Any:  # noqa: ANN401 - the awaitable of the send inside, passed on as it is
+    # A coroutine function, as servers' are: asgiref looks, and complains of others.
+    async def send(self, message: Message) -> Any:  # noqa: ANN401 - whatever the server's gives
         """Send, unless this package has closed the connection.
 
         Args:
@@ -164,17 +137,17 @@ class Connection:
             raise ConnectionClosedError(*self._closed)
         if message["type"] in _ENDS:
             self._over = True
-        return self._send(message)
+        return await self._send(message)
 
     async def _receive_plain(self) -> Message:
+        if self._closed is not None:
+            return self._disconnect()
         event = await self._receive()
         if event["type"] == "websocket.disconnect":
             self._over = True
         return event
 
     async def _receive_watched(self) -> Message:
-        if self._closed is not None:
-            return self._disconnect()
         timeout = asyncio.timeout(None)  # until the timer sets it: one timer for the connection, not one for each read
         self._reads.add(timeout)
         try:
@@ -187,53 +160,72 @@ class Connection:
         finally:
             self._reads.discard(timeout)
 
-    async def _receive_bound(self) -> Message:  # noqa: C901 - in one frame, since every message passes it
-        if self._closed is not None:
-            return self._disconnect()
-        task = _current_task()
+    async def _receive_bound(self) -> Message:  # noqa: C901, PLR0911, PLR0912, PLR0915 - in one frame, since every message passes it
+        try:
+            task: object = asyncio.current_task()
+        except RuntimeError:  # no event loop of asyncio: under trio that module is loaded already
+            task = sys.modules["trio"].lowlevel.current_task()
         if self._reader is task:
             bound = self._bound
             if bound is not None:
-                await self._end_message(bound)
+                before, self._bound, self._before = self._before, None, None
+                if before is None or before.ended or before.revoked:
+                    before = self._rest or self._between()
+                enter_binding(before)
+                bound.ended = True
+                if bound.values:
+                    bound.values = {}
+                if bound.resources is not None:
+                    resources, bound.resources = bound.resources, None
+                    await resources.finish(None)
         elif self._reader is not None:
             self._stop_binding()
-        event = self._unread.popleft() if self._unread else await self._receive_plain()
-        if event["type"] != "websocket.receive":
+        if self._closed is not None:
+            return self._disconnect()
+        before = current_binding()  # of the connection, or of what binds around the app, or of a block
+        self._reads_pending += 1
+        try:
+            event = self._unread.popleft() if self._unread else await self._receive()
+        finally:
+            self._reads_pending -= 1
+        if self._closed is not None:  # meanwhile, by `message_context` say
+            return self._disconnect()
+        kind = event["type"]
+        if kind != "websocket.receive":
+            if kind == "websocket.disconnect":
+                self._over = True
             return event
         try:
-            binding = await self._examine(event)
+            if self._json is not None and self._authorize is None:  # as mostly, and nothing to wait for
+                binding = self._read(self._json, event)
+            else:
+                binding = await self._examine(event)
         except RequestRejected as rejection:
+            enter_binding(before)
             await self._refuse(rejection)
             return self._disconnect()
         except Exception as error:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not go on
+            enter_binding(before)
             await self._crash(error)
             return self._disconnect()
         except BaseException:  # the read was cancelled: the message is still to be read
             self._unread.appendleft(event)
             raise
+        if self._closed is not None:  # meanwhile, by the expiry say
+            _discard(binding, None)
+            return self._disconnect()
         if self._reader is None:
-            self._reader = task
+            self._reader = _SEVERAL if self._reads_pending else task
         if self._reader is task:
-            self._bound = binding
+            self._bound, self._before = binding, before
             enter_binding(binding)
         else:
             self._stop_binding()
             _discard(binding, None)
         return event
 
-    async def _end_message(self, bound: Binding) -> None:
-        self._bound = None
-        enter_binding(self._between())
-        bound.ended = True
-        if bound.values:
-            bound.values = {}
-        if bound.resources is not None:
-            resources, bound.resources = bound.resources, None
-            await resources.finish(bound, None)
-
     def _between(self) -> Binding:
-        if self._rest is None:
-            self._rest = self._make(self._own)
+        self._rest = self._make(self._own)
         return self._rest
 
     def _make(self, identity: Identity | None) -> Binding:
@@ -255,35 +247,50 @@ class Connection:
     def _leave_over(self, binding: Binding) -> None:
         resources, binding.resources = binding.resources, None
         if resources is not None:
-            self._leftovers.append((binding, resources))
+            self._leftovers.append(resources)
+
+    def _read(self, extractor: JsonMessage, event: Message) -> Binding:
+        own = self._own
+        tenant, user = extractor.read(event)
+        if own is None:
+            extractor.check_whole(tenant, user)
+        elif (tenant is None or tenant == own.tenant) and (user is None or user == own.user):
+            return self._make(own)
+        elif self._authorize is None or not extractor.is_whole(tenant, user):
+            raise RequestRejected(403, "message_mismatch")  # never the tenant of one proof and the user of another
+        binding = self._make(None)
+        binding.tenant = tenant
+        binding.user = user
+        return binding
 
     async def _examine(self, event: Message) -> Binding:
-        own, extractor = self._own, cast("MessageExtractor", self._extractor)
-        identity: Identity | None
-        if isinstance(extractor, JsonMessage):
-            named = extractor.read(event)
-            if own is not None and named.tenant in {None, own.tenant} and named.user in {None, own.user}:
-                identity = own
-            elif own is not None and not named.whole:  # never the tenant of one proof and the user of another
-                raise RequestRejected(403, "message_mismatch")
-            else:
-                identity = extractor.identity(named)
+        own = self._own
+        if self._json is not None:
+            binding = self._read(self._json, event)
         else:
-            identity = await read_message(extractor, event)
+            identity = await self._extract(cast("MessageExtractor", self._extractor), event)
+            if identity is not None and identity.expires_at is not None and identity.expires_at <= self._now():
+                raise RequestRejected(401, "identity_expired")
             if identity is None or (own is not None and _only_names(identity, own)):
                 identity = own
-        binding = self._make(identity)
-        if identity is None or identity is own:
-            return binding
-        changed = own is not None and (identity.tenant, identity.user) != (own.tenant, own.user)
+            binding = self._make(identity)
+        changed = own is not None and (binding.tenant != own.tenant or binding.user != own.user)
         if changed and self._authorize is None:
             raise RequestRejected(403, "message_mismatch")
-        if self._authorize is not None and (changed or own is None):
+        if self._authorize is not None and binding.tenant is not None and (changed or own is None):
             await self._ask(self._authorize, binding, changed=changed)
         if changed and self._rest is not None:
             self._revoke(self._rest)
             self._rest = None
         return binding
+
+    async def _extract(self, extractor: MessageExtractor, event: Message) -> Identity | None:
+        before = current_binding()
+        enter_binding(make_binding(None, self._services, None))  # a task that it starts must not be anybody's
+        try:
+            return await read_message(extractor, event)
+        finally:
+            enter_binding(before)
 
     async def _ask(self, authorize: Authorize, binding: Binding, *, changed: bool) -> None:
         before = current_binding()
@@ -336,11 +343,15 @@ class Connection:
             return
         try:
             # In a task of its own: a read that is cancelled now must not keep the client from hearing of it.
-            self._closing = asyncio.get_running_loop().create_task(closing)
+            self._closing = self._note(asyncio.get_running_loop().create_task(closing))
         except RuntimeError:
             await closing
         else:
-            await asyncio.wait({self._closing})
+            await self.closed()
+
+    def _note(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
+        self._services.closing.note_late(task)  # which keeps it, should the connection be gone before it has ended
+        return task
 
     def _start_closing(self, code: int, reason: str) -> Coroutine[Any, Any, None] | None:
         if self._closed is not None:
@@ -357,7 +368,7 @@ class Connection:
             log_crash("closing a WebSocket failed", error)
 
     def _disconnect(self) -> Message:
-        code, reason = self._closed or (0, "")
+        code, reason = cast("tuple[int, str]", self._closed)
         return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
     def _watch(self, expires_at: float) -> None:
@@ -370,11 +381,11 @@ class Connection:
             return
         closing = self._start_closing(_EXPIRED, "identity_expired")
         if closing is not None:
-            self._closing = loop.create_task(closing)
+            self._closing = self._note(loop.create_task(closing))
         for timeout in self._reads:
             timeout.reschedule(loop.time())
 
-    def end(self) -> "list[Leftover]":
+    def end(self) -> "list[Resources]":
         """End what was bound for messages, and the watch over the expiry.
 
         Returns:
@@ -384,18 +395,19 @@ class Connection:
         self._reader = _SEVERAL  # a task that outlives the connection and still reads gets nothing bound
         if self._timer is not None:
             self._timer.cancel()
-        bound, self._bound, self._rest = self._bound, None, None  # which point back to the connection
-        if bound is not None:
-            bound.ended = True
-            bound.values = {}
-            self._leave_over(bound)
+        for binding in (self._bound, self._rest):
+            if binding is not None:
+                binding.ended = True
+                binding.values = {}
+                self._leave_over(binding)
+        self._bound = self._before = self._rest = None  # they point back to the connection
         leftovers, self._leftovers = self._leftovers, []
         return leftovers
 
     async def closed(self) -> None:
-        """Wait until a close by this package has gone out."""
+        """Wait until a close by this package has gone out; a client that does not read can hold that up."""
         if self._closing is not None:
-            await asyncio.wait({self._closing})
+            await asyncio.wait({self._closing}, timeout=self._services.closing.time_limit)
 
 
 def _only_names(identity: Identity, own: Identity) -> bool:
@@ -406,77 +418,10 @@ def _only_names(identity: Identity, own: Identity) -> bool:
 
 
 def _discard(binding: Binding, error: BaseException | None) -> None:
+    binding.ended = True
     resources, binding.resources = binding.resources, None
     if resources is not None:  # made by `authorize`
         try:
-            resources.leave(binding, error)
+            resources.leave(error)
         except ResourceCloseError as failed:  # raised here it would take the message with it
             log_crash("closing what authorize had made failed", failed)
-
-
-class MessageBlock:
-    """A block that binds for one message: what `message_context` returns."""
-
-    __slots__ = ("_block", "_event")
-
-    def __init__(self, event: Message) -> None:
-        self._event: Message | None = event
-        self._block: Block | None = None
-
-    async def __aenter__(self) -> RequestContext | None:
-        event, self._event = self._event, None
-        if event is None:
-            message = "a message_context block can be entered once: call message_context() for each `async with`"
-            raise RuntimeError(message)
-        connection: Connection | None = current_binding().connection
-        if connection is None:
-            raise MessagesNotBoundError
-        self._block = Block(await connection.identify(event))
-        self._block.enter()
-        return current_context(None)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        block, self._block = self._block, None
-        if block is None:
-            message = "this message_context block was left without having been entered"
-            raise RuntimeError(message)
-        await block.__aexit__(kind, error, traceback)
-
-
-def message_context(*, event: Message | None = None, payload: str | bytes | None = None) -> MessageBlock:
-    """Bind the identity of one WebSocket message for a block.
-
-    For apps that read in another task than they handle in, and for messages that are handled in tasks of their own:
-    what is bound by itself then ends with the next read. The extractor given as ``ContextMiddleware(message=...)`` is
-    asked again, so it must give the same answer for the same message. Values and resources belong to the block.
-
-    Args:
-        event: the ``websocket.receive`` event (ASGI specification, "Receive - receive event").
-        payload: where a framework hands out no events: the text or the bytes of the message, as they came.
-
-    Returns:
-        A context manager for ``async with`` that can be entered once. It gives the `RequestContext`, or ``None`` where
-        neither the message nor the connection says who asks. Entering it raises MessagesNotBoundError where no such
-        connection is bound, and RequestRejected for a message that is refused, after closing the connection with 1008.
-
-    Raises:
-        TypeError: not exactly one of the two is given, or it is of the wrong type.
-        ValueError: the event is of another type.
-    """
-    if (event is None) is (payload is None):
-        message = "message_context takes either event= or payload="
-        raise TypeError(message)
-    if event is None:
-        if not isinstance(payload, str | bytes):
-            message = f"payload must be the str or bytes that came, not {type(payload).__qualname__}"
-            raise TypeError(message)
-        event = {"type": "websocket.receive", "text" if isinstance(payload, str) else "bytes": payload}
-    elif not isinstance(event, Mapping):
-        message = f"event must be an ASGI event, not {type(event).__qualname__}"
-        raise TypeError(message)
-    elif event.get("type") != "websocket.receive":
-        message = "event must be a websocket.receive event: others are not anybody's message"
-        raise ValueError(message)
-    return MessageBlock(event)

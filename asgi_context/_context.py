@@ -15,6 +15,7 @@ from contextvars import ContextVar, Token
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, overload
 
+from asgi_context._blocking import AppLoop, app_loop
 from asgi_context._claims import NO_CLAIMS, Claims
 from asgi_context._identity import ContextDraft, Identity, RequestContext, id_cell
 from asgi_context._types import Scope, Store, check_store
@@ -41,8 +42,8 @@ class Services(NamedTuple):
     factories: Mapping[type, Callable[[RequestContext], Any]] = MappingProxyType({})
     closing: Any = None
     """Where the closing of resources is noted."""
-    app_loop: Any = None
-    """Where the app's event loop is noted."""
+    app_loop: AppLoop | None = None
+    """Where the event loop is noted that blocking calls of the store run on."""
 
 
 class Binding:
@@ -259,14 +260,14 @@ class Block:
     ) -> None:
         resources = self._leave()
         if resources is not None:
-            resources.leave(self._binding, error)
+            resources.leave(error)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: "TracebackType | None", /
     ) -> None:
         resources = self._leave()
         if resources is not None:
-            await resources.finish(self._binding, error)
+            await resources.finish(error)
 
 
 class BoundBlock(Block):
@@ -347,7 +348,10 @@ def bind_context(
         ids = id_cell(request_id)
     elif ids is None:
         ids = [] if outer.ids is None or outer.revoked else outer.ids
-    services = outer.services if store is None else outer.services._replace(store=store)
+    services = outer.services
+    if store is not None:
+        # The app's loop may not be noted, where its own store needs none.
+        services = services._replace(store=store, app_loop=AppLoop(app_loop(services.app_loop)))
     binding = make_binding(whole, services, ids)
     binding.connection = outer.connection
     if values is not None:
@@ -361,7 +365,4 @@ def unbound_context() -> UnboundBlock:
     Returns:
         A context manager, for ``with`` and ``async with``, that can be entered once.
     """
-    outer = _current.get()
-    binding = make_binding(None, outer.services, None)
-    binding.connection = outer.connection
-    return UnboundBlock(binding)
+    return UnboundBlock(make_binding(None, _current.get().services, None))

@@ -22,7 +22,7 @@ from asgi_context.errors import StateLimitError, StateNumberError
 
 _MOST_PURGED: Final = 8  # of what is over, in one call
 _MOST_ERASED: Final = 1000  # states, in one hold of the lock
-_MOST_STALE: Final = 1000
+_MOST_STALE: Final = 1000  # seconds in which nothing ends any more, that are still in the heap
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _INT: Final = re.compile(rb"-?[0-9]+")
 _FLOAT: Final = re.compile(rb"-?[0-9]+(\.[0-9]+)?([eE][+\-]?[0-9]+)?")
@@ -215,9 +215,10 @@ class MemoryStore:
             if home is None:
                 return 0
             states = list(home.states.values())
+            cleared = sum(state.ends > self._now for state in states)
             for state in states:
                 self._drop(state)
-            return sum(state.ends > self._now for state in states)
+            return cleared
 
     async def touch(self, space: Space, state: str, ttl: float | None, /) -> bool:
         """Set the time to live of a state; see `Store`."""
@@ -300,8 +301,9 @@ class MemoryStore:
             held = None if home is None else home.leases.get(lease, {}).get(holder)
             if held is None:
                 return False
+            in_time = held.ends > self._now
             self._drop(held)
-            return held.ends > self._now
+            return in_time
 
     # All below under the lock.
 
@@ -406,9 +408,6 @@ class MemoryStore:
         if bucket is None:
             bucket = self._buckets[second] = {}
             heappush(self._due, second)
-            if len(self._due) > 2 * len(self._buckets) + _MOST_STALE:
-                self._due = list(self._buckets)
-                heapify(self._due)
         bucket[entry] = None
 
     def _take_out(self, entry: _Entry) -> None:
@@ -419,6 +418,9 @@ class MemoryStore:
         del bucket[entry]
         if not bucket:
             del self._buckets[second]  # its second stays in the heap, until its time or until there are many such
+            if len(self._due) > 2 * len(self._buckets) + _MOST_STALE:
+                self._due = list(self._buckets)
+                heapify(self._due)
         entry.ends = inf
 
     def _purge(self, most: int) -> None:

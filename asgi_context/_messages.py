@@ -3,27 +3,21 @@
 import json
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, cast
+from typing import Any, Final, NoReturn, TypeAlias, cast
 
 from asgi_context._callables import runs_later
-from asgi_context._extract import Valid, check_rule, checked
-from asgi_context._identity import Identity
+from asgi_context._extract import IDENTIFIER, Valid, check_rule, checked
+from asgi_context._identity import Identity, make_identity
 from asgi_context._types import Message
 from asgi_context.errors import ExtractorTypeError, RequestRejected
+
+_ABSENT: Final = object()
 
 MessageExtractor: TypeAlias = Callable[[Message], Identity | Awaitable[Identity | None] | None]
 """Reads who asks out of a ``websocket.receive`` event (ASGI specification, "Receive - receive event").
 
 It may be a coroutine function. ``None`` means that the message does not say; to refuse it, it raises `RequestRejected`.
 """
-
-
-class Named(NamedTuple):
-    """What a message names, which may be half an identity."""
-
-    tenant: str | None
-    user: str | None
-    whole: bool
 
 
 class JsonMessage:
@@ -62,49 +56,66 @@ class JsonMessage:
         Raises:
             RequestRejected: the message is not acceptable, or names half an identity.
         """
-        named = self.read(event)
-        if named.tenant is None and named.user is None:
+        tenant, user = self.read(event)
+        if tenant is None and user is None:
             return None
-        return self.identity(named)
+        return make_identity(self.check_whole(tenant, user), user)
 
-    def read(self, event: Message) -> Named:
-        """Read what a message names.
+    def read(self, event: Message) -> tuple[str | None, str | None]:
+        """Read what a message names, which may be half an identity.
 
         Args:
             event: a ``websocket.receive`` event.
 
         Returns:
-            What it names.
+            The tenant and the user.
 
         Raises:
             RequestRejected: the message is not acceptable.
         """
         members = self._members(event)
-        tenant = user = None
-        if self._tenant in members:
-            tenant = self._identifier(members[self._tenant], "tenant")
-        if self._user is not None and self._user in members:
-            user = self._identifier(members[self._user], "user")
-        return Named(tenant, user, tenant is not None and (user is not None or self._user is None))
+        tenant: Any = members.get(self._tenant, _ABSENT)
+        if tenant is _ABSENT:
+            tenant = None
+        elif type(tenant) is not str or self._valid is not None or IDENTIFIER.fullmatch(tenant) is None:
+            tenant = self._identifier(tenant, "tenant")
+        user: Any = _ABSENT if self._user is None else members.get(self._user, _ABSENT)
+        if user is _ABSENT:
+            user = None
+        elif type(user) is not str or self._valid is not None or IDENTIFIER.fullmatch(user) is None:
+            user = self._identifier(user, "user")
+        return tenant, user
 
-    @staticmethod
-    def identity(named: Named) -> Identity:
-        """Make an identity of what a message names.
+    def is_whole(self, tenant: str | None, user: str | None) -> bool:
+        """Say whether a message names all that it must.
 
         Args:
-            named: what it names.
+            tenant: the tenant that it names.
+            user: the user that it names.
 
         Returns:
-            The identity.
+            Whether it does.
+        """
+        return tenant is not None and (user is not None or self._user is None)
+
+    def check_whole(self, tenant: str | None, user: str | None) -> str:
+        """Refuse what is half an identity, or nothing.
+
+        Args:
+            tenant: the tenant that a message names.
+            user: the user that it names.
+
+        Returns:
+            The tenant.
 
         Raises:
-            RequestRejected: it is half of one, or nothing.
+            RequestRejected: the tenant is missing, or the configured user is.
         """
-        if named.tenant is None:
+        if tenant is None:
             raise RequestRejected(400, "tenant_missing")
-        if not named.whole:
+        if user is None and self._user is not None:
             raise RequestRejected(400, "user_missing")
-        return Identity(named.tenant, named.user)
+        return tenant
 
     def _members(self, event: Message) -> dict[str, Any]:
         text: Any = event.get("text")
@@ -118,7 +129,7 @@ class JsonMessage:
                 text = str(raw, "utf-8")
             elif len(text) > self._max_bytes // 4 and len(text.encode()) > self._max_bytes:  # at most 4 bytes each
                 raise RequestRejected(413, "message_too_large")
-            members = _STRICT.decode(text)
+            members = _parse(text)
         except (ValueError, RecursionError):  # no UTF-8, no JSON, or nested without end
             raise RequestRejected(400, "message_invalid") from None
         if type(members) is not dict:
@@ -144,6 +155,15 @@ def _no_constant(name: str) -> NoReturn:
 
 
 _STRICT: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def _parse(text: str) -> Any:  # noqa: ANN401 - JSON
+    # As JSONDecoder.decode, without its two regular expressions for white space, which most messages have none of.
+    if text[:1] == "{":
+        members, end = _STRICT.raw_decode(text)
+        if end == len(text) or not text[end:].strip(" \t\n\r"):
+            return members
+    return _STRICT.decode(text)
 
 
 def json_message(

@@ -1,13 +1,15 @@
 """The middleware: find out who asks, bind it, run the app, take it away."""
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
+from asgi_context._authorize import Authorize, check_verdict
 from asgi_context._blocking import AppLoop
 from asgi_context._claims import NO_CLAIMS
-from asgi_context._connection import Authorize, Connection, check_verdict
+from asgi_context._connection import Connection
 from asgi_context._context import (
     Binding,
     Services,
@@ -33,8 +35,8 @@ from asgi_context._options import (
     source_of,
     workers_of,
 )
-from asgi_context._pools import Pool
-from asgi_context._resources import Closing, Factory, check_factories, finish_all
+from asgi_context._pool import Pool
+from asgi_context._resources import Closing, Factory, Resources, check_factories, finish_all
 from asgi_context._respond import crashed, echoing, problem, refuse
 from asgi_context._types import ASGIApp, Receive, Scope, Send, Store, check_store
 from asgi_context.errors import ExtractorTypeError, RequestRejected
@@ -77,7 +79,8 @@ class ContextMiddleware:
         store: where shared state is kept; without one, a `MemoryStore` of this middleware's own.
         resources: factories by type, for `current_resource`: each takes the `RequestContext` and returns the object, an
             awaitable of it, or a context manager that gives it; generator functions do as well.
-        pools: named pools of threads for `run_in_pool`: a number of threads, or a `Pool`.
+        pools: named pools of threads for `run_in_pool`: a number of threads, or a `Pool`. A job may wait for jobs of
+            the pools that stand after its own.
         close_timeout: how long closing one resource may take, and at the end of the lifespan one pool, in seconds.
         on_reject: takes the `RequestRejected` and the scope, and returns an ASGI app that gives another answer, in
             terms of HTTP also for a WebSocket, or ``None`` for the usual one.
@@ -152,8 +155,12 @@ class ContextMiddleware:
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
-        # Closed from the end: what is still being closed may need a thread, and the store.
-        parts = [self._services.store, *parts_of([source, request_id, message]), *self._services.pools.values()]
+        # Closed from the end: what is still being closed may need a thread, jobs the pools after theirs, all the store.
+        parts = [
+            self._services.store,
+            *parts_of([source, request_id, message]),
+            *reversed(list(self._services.pools.values())),
+        ]
         if not getattr(self._services.store, "immediate", False):
             parts.insert(0, app_loop)  # closed last: a job that still runs may ask for its state
         if resources:
@@ -224,7 +231,8 @@ class ContextMiddleware:
         alone = self._alone and self._lifespan.ready
         token = enter_binding(binding if alone else make_binding(None, _NOTHING, None))
         app = self.app
-        refused = connection = error = None
+        connection = error = None
+        leftovers: list[Resources] = []
         try:
             try:
                 exempt = kind == "http" and scope["method"] == "OPTIONS" and is_preflight(headers)
@@ -263,10 +271,10 @@ class ContextMiddleware:
                     )
                     receive, send = connection.receive, connection.send
             except RequestRejected as rejection:
-                refused, binding = binding, self._refuse(binding, scope)
+                binding = self._refuse(binding, scope, leftovers)
                 app = self._answer(rejection, scope)
             except Exception as crash:  # noqa: BLE001 - whatever a callable of the user's raises: the app must not run
-                refused, binding = binding, self._refuse(binding, scope)
+                binding = self._refuse(binding, scope, leftovers)
                 app = self._answer(crashed("finding out who asks", crash), scope)
             except BaseException:  # cancelled while `authorize` decides: nobody has said yes
                 binding.revoke()
@@ -285,8 +293,11 @@ class ContextMiddleware:
             if binding.values:
                 binding.values = {}
             try:
-                if binding.resources is not None or connection is not None or refused is not None:
-                    await self._close(binding, connection, refused, error)
+                if connection is not None or leftovers:
+                    await self._close(connection, leftovers, error)
+                elif binding.resources is not None:
+                    resources, binding.resources = binding.resources, None
+                    await resources.finish(error)
             finally:
                 del error  # its traceback holds this frame
                 try:
@@ -295,22 +306,21 @@ class ContextMiddleware:
                     binding.revoke()
 
     @staticmethod
-    async def _close(
-        binding: Binding, connection: Connection | None, refused: Binding | None, error: BaseException | None
-    ) -> None:
-        leftovers = [] if connection is None else connection.end()
-        for owner in (binding, refused):  # `authorize` may have made some for whom it then refused
-            if owner is not None and owner.resources is not None:
-                leftovers.append((owner, owner.resources))
-                owner.resources = None
+    async def _close(connection: Connection | None, leftovers: list[Resources], error: BaseException | None) -> None:
+        if connection is not None:
+            leftovers += connection.end()  # with those of the connection itself
         try:
             await finish_all(leftovers, error)
         finally:
-            if connection is not None and not isinstance(error, GeneratorExit):
+            if connection is not None and not isinstance(sys.exception(), GeneratorExit):  # who is closed must not wait
                 await connection.closed()
 
-    def _refuse(self, refused: Binding, scope: Scope) -> Binding:
-        # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that.
+    def _refuse(self, refused: Binding, scope: Scope, leftovers: list[Resources]) -> Binding:
+        # The answer is for nobody. What `authorize` has started for whom it then refused must not go on as that, and
+        # what it has made is closed.
+        if refused.resources is not None:
+            leftovers.append(refused.resources)
+            refused.resources = None
         refused.revoke()
         binding = scope[_MARK] = make_binding(None, self._services, refused.ids)
         binding.scope, refused.scope = refused.scope, None

@@ -6,7 +6,8 @@ from typing import Final, Literal
 from asgi_context._callables import runs_later
 from asgi_context._extract import Extractor, check_extractor, identity_from, parts_of
 from asgi_context._identity import Identity
-from asgi_context._pools import Pool, Workers
+from asgi_context._pool import Pool
+from asgi_context._pools import Workers
 from asgi_context.errors import RequestRejected
 
 
@@ -84,11 +85,14 @@ def workers_of(pools: Mapping[str, int | Pool], close_timeout: float) -> dict[st
     """
     workers: dict[str, Workers] = {}
     for name, size in pools.items():
-        if type(name) is not str or not name:
+        if type(name) is not str:
             message = f"pools: a name must be a str that is not empty, not {name!r}"
             raise TypeError(message)
+        if not name:
+            message = "pools: a name must be a str that is not empty, not ''"
+            raise ValueError(message)
         pool = size if isinstance(size, Pool) else Pool(size)
-        workers[name] = Workers(name, pool, close_timeout)
+        workers[name] = Workers(name, pool, close_timeout, tuple(workers.values()))
     return workers
 
 

@@ -6,7 +6,7 @@ fewest running, in turns among equals: if one tenant has a thousand jobs waiting
 Invariants, whenever the lock is free:
 
 - A lane waits (has jobs in it, and stands in ``_turns[lane.running]``) only where no thread is free for it: all are
-  busy, or its tenant has ``per_tenant`` running.
+  busy and no more may be, or can be, had; or its tenant has ``per_tenant`` running.
 - Of ``_alive`` threads, ``_running`` are at a job, and the others wait for one, or were sent home by a ``None`` in the
   inbox and are not counted any more. Threads are started when they are first needed.
 """
@@ -14,61 +14,27 @@ Invariants, whenever the lock is free:
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from asgi_context._context import current_binding
 from asgi_context._crashes import log, log_crash
 from asgi_context._executors import check_job, run_job
+from asgi_context._pool import Pool
 from asgi_context.errors import (
     PoolClosedError,
     PoolFullError,
     PoolNotFoundError,
     PoolWaitError,
+    UnsupportedLoopError,
 )
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """How large a pool of `ContextMiddleware(pools=...) <ContextMiddleware>` is.
-
-    Args:
-        threads: how many jobs run at a time.
-        per_tenant: how many of one tenant do; without a limit here, as many as there are threads. What bears no tenant
-            counts as one tenant.
-        queue: how many jobs of one tenant may wait; beyond that, `PoolFullError`.
-
-    Raises:
-        TypeError: a number is no int.
-        ValueError: a number is too small, or ``per_tenant`` larger than ``threads``.
-    """
-
-    threads: int
-    per_tenant: int | None = None
-    queue: int = 1000
-
-    def __post_init__(self) -> None:
-        for option, number, least in (
-            ("threads", self.threads, 1),
-            ("per_tenant", self.threads if self.per_tenant is None else self.per_tenant, 1),
-            ("queue", self.queue, 0),
-        ):
-            if type(number) is not int:
-                message = f"Pool: {option} must be an int, not {type(number).__qualname__}"
-                raise TypeError(message)
-            if number < least:
-                message = f"Pool: {option} must be at least {least}, not {number}"
-                raise ValueError(message)
-        if self.per_tenant is not None and self.per_tenant > self.threads:
-            message = f"Pool: per_tenant={self.per_tenant} is more than threads={self.threads}"
-            raise ValueError(message)
 
 
 class _Lane:
@@ -94,51 +60,83 @@ class _Mark:
 _inside: Final[ContextVar[_Mark | None]] = ContextVar("asgi_context.pools", default=None)
 
 
+def _innermost(mark: _Mark | None) -> _Mark | None:
+    # Past those that have ended, or a job that is asked for by what the one before left behind, and so on, would have a
+    # chain of all before it.
+    while mark is not None and not mark.running:
+        mark = mark.outer
+    return mark
+
+
 class _Job:
-    __slots__ = ("call", "context", "future", "lane", "loop", "workers")
+    __slots__ = ("call", "context", "dropped", "future", "lane", "loop", "workers")
 
     lane: _Lane
 
     def __init__(self, workers: "Workers", call: Callable[[Context], Any]) -> None:
+        self.loop = asyncio.get_running_loop()
         self.workers = workers
         self.call = call
         self.context = copy_context()
-        self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.dropped = False
 
-    def run(self) -> None:
-        if self.future.cancelled():
-            return
-        mark = _Mark(self.workers, self.context.get(_inside))
+    def run(self) -> "_Outcome | None":
+        if self.dropped or self.future.cancelled():
+            return None
+        mark = _Mark(self.workers, _innermost(self.context.get(_inside)))
         self.context.run(_inside.set, mark)
-        result = error = None
+        call, context = self.call, self.context
+        del self  # the traceback of an error holds this frame, and the job's future is going to hold the error
         try:
-            result = self.call(self.context)
-        except BaseException as raised:  # noqa: BLE001 - for its caller; `run_job` has replaced what no caller can take
-            error = raised
-        mark.running = False
-        self.hand_over(self.deliver, result, error)
-        del result, error  # the error's traceback holds this frame
+            return call(context), None
+        except BaseException as error:  # noqa: BLE001 - for its caller; `run_job` has replaced what no caller can take
+            return None, error
+        finally:
+            mark.running = False
 
-    def hand_over(self, callback: Callable[..., None], *args: object) -> None:
+    def hand_over(self, outcome: "_Outcome") -> bool:
         try:  # in its context, so that what is logged there is logged for whom the job was
-            self.loop.call_soon_threadsafe(partial(callback, *args), context=self.context)
+            self.loop.call_soon_threadsafe(self.deliver, *outcome, context=self.context)
         except RuntimeError:  # the loop was closed
-            self.context.run(callback, *args)
+            return False
+        return True
 
     def deliver(self, result: object, error: BaseException | None) -> None:
-        if self.future.done() or self.loop.is_closed():
-            self.lose(error)
+        if self.dropped or self.future.done():
+            self.lose(error, "its caller was cancelled")
         elif error is None:
             self.future.set_result(result)
         else:
             self.future.set_exception(error)
 
-    def lose(self, error: BaseException | None) -> None:
+    def lose(self, error: BaseException | None, why: str) -> None:
         if error is None:
-            log.warning("the result of a job of the pool %r is lost: its caller was cancelled", self.workers.name)
+            log.warning("the result of a job of the pool %r is lost: %s", self.workers.name, why)
         else:
-            log_crash(f"a job of the pool {self.workers.name!r} failed after its caller was cancelled", error)
+            log_crash(f"a job of the pool {self.workers.name!r} failed, and nobody hears of it: {why}", error)
+
+
+_Outcome: TypeAlias = tuple[object, BaseException | None]
+
+
+class _Everybody:
+    """In an inbox: all threads are to leave."""
+
+
+def _work(inbox: "SimpleQueue[_Job | type[_Everybody] | None]") -> None:
+    # A thread that waits holds nothing but its inbox, so that a pool that nobody has any more can go.
+    while True:
+        job = inbox.get()
+        if job is None:
+            return
+        if isinstance(job, type):
+            inbox.put(job)
+            return
+        while job is not None:
+            job, leaves = job.workers.work(job)
+            if leaves:
+                return
 
 
 class Workers:
@@ -148,15 +146,18 @@ class Workers:
         name: the name of the pool.
         pool: how large it is.
         close_timeout: how long closing it may take, in seconds.
+        earlier: the pools that stand before it. Its jobs may not wait for these: as all wait in one direction, no two
+            pools can wait for each other.
     """
 
-    def __init__(self, name: str, pool: Pool, close_timeout: float) -> None:
+    def __init__(self, name: str, pool: Pool, close_timeout: float, earlier: "tuple[Workers, ...]" = ()) -> None:
         self.name = name
+        self.earlier = earlier
         self._close_timeout = close_timeout
         self._pool = pool
         self._per_tenant = pool.threads if pool.per_tenant is None else pool.per_tenant
         self._lock = Lock()
-        self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Job | type[_Everybody] | None] = SimpleQueue()
         self._lanes: dict[str | None, _Lane] = {}
         # Lanes that wait, by how many of their jobs run.
         self._turns: list[OrderedDict[_Lane, None]] = [OrderedDict() for _ in range(self._per_tenant + 1)]
@@ -177,15 +178,18 @@ class Workers:
 
         Raises:
             PoolFullError: too many jobs of the tenant wait.
-            PoolWaitError: a job of this pool, which still runs, asks for this.
+            PoolWaitError: a job of this pool or of a later one, which still runs, asks for this.
             PoolClosedError: the pool was shut down.
         """
-        mark = _inside.get()
+        mark = _innermost(_inside.get())
         while mark is not None:
-            if mark.workers is self and mark.running:
-                raise PoolWaitError(self.name)
-            mark = mark.outer
-        job = _Job(self, call)
+            if mark.workers is self or self in mark.workers.earlier:
+                raise PoolWaitError(self.name, mark.workers.name)
+            mark = _innermost(mark.outer)
+        try:
+            job = _Job(self, call)
+        except RuntimeError:
+            raise UnsupportedLoopError("run_in_pool") from None
         with self._lock:
             self._add(job, tenant)
         try:
@@ -194,11 +198,17 @@ class Workers:
             with self._lock:
                 self._forget(job)
             if not job.future.cancelled():  # it was done, and the caller cancelled before it could see that
-                job.lose(job.future.exception())
+                job.lose(job.future.exception(), "its caller was cancelled")
+            raise
+        except GeneratorExit:
+            job.dropped = True  # no lock here: it may be the garbage collector who closes this
             raise
         finally:
-            del job  # an error's traceback holds this frame, and the job's future holds the error
+            del job  # the traceback of an error holds this frame, and the job's future holds the error
         return result
+
+    def __del__(self) -> None:
+        self._inbox.put(_Everybody)
 
     def _add(self, job: _Job, tenant: str | None) -> None:
         if self._closed:
@@ -206,12 +216,9 @@ class Workers:
         lane = self._lanes.get(tenant)
         if lane is None:
             lane = _Lane(tenant)
-        if self._running < self._pool.threads and lane.running < self._per_tenant:
-            if self._alive == self._running:
-                name = f"asgi_context-{self.name}_{self._alive}"
-                # Daemons: a job that does not end in time must not keep the process from ending.
-                Thread(target=self._work, name=name, daemon=True).start()
-                self._alive += 1
+        # What waits goes first, also where it waits only because no further thread was to be had.
+        room = self._running < self._pool.threads and lane.running < self._per_tenant and not lane.waiting
+        if room and self._has_thread():
             lane.running += 1
             self._running += 1
             self._inbox.put(job)
@@ -234,15 +241,42 @@ class Workers:
         if not lane.running and not lane.waiting:
             del self._lanes[lane.tenant]
 
-    def _work(self) -> None:
-        while (job := self._inbox.get()) is not None:
-            while job is not None:
-                job.run()
-                with self._lock:
-                    job = self._next(job.lane)
-                    if job is None and self._closed:
-                        self._alive -= 1
-                        return
+    def _has_thread(self) -> bool:
+        if self._alive > self._running:
+            return True
+        # Daemons: a job that does not end in time must not keep the process from ending.
+        thread = Thread(target=_work, args=(self._inbox,), name=f"asgi_context-{self.name}_{self._alive}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the machine has no more
+            if not self._alive:
+                raise
+            return False
+        self._alive += 1
+        return True
+
+    def work(self, job: _Job) -> tuple[_Job | None, bool]:
+        """Run a job, in one of the threads.
+
+        Args:
+            job: the job.
+
+        Returns:
+            The next one, if there is one; and whether the thread is to leave.
+        """
+        outcome = job.run()
+        # A caller that has its result finds the thread free; and who waits for the last thread finds all results
+        # handed over. The job itself goes outside of the lock: what it holds may have finalizers.
+        with self._lock:
+            handed_over = outcome is None or job.hand_over(outcome)
+            following = self._next(job.lane)
+            leaves = following is None and self._closed
+            self._alive -= leaves
+        if outcome is not None and not handed_over:
+            with suppress(Exception):  # of whoever handles the log, which must not cost a thread
+                job.context.run(job.lose, outcome[1], "its event loop has ended")
+        del job, outcome  # an error's traceback leads to this frame too, by way of the one that it began in
+        return following, leaves
 
     def _next(self, lane: _Lane) -> _Job | None:
         if lane.waiting:
@@ -280,26 +314,31 @@ class Workers:
             if self._running:  # under trio none can
                 idle = asyncio.Event()
                 self._on_idle = partial(_wake, asyncio.get_running_loop(), idle)
-        if idle is not None:
-            try:
+        try:
+            if idle is not None:
                 await asyncio.wait_for(idle.wait(), self._close_timeout)
-            except TimeoutError:
-                log.warning("the pool %r is shut down, and %d of its jobs still run", self.name, self._running)
-            finally:
-                self._on_idle = None
+        except TimeoutError:
+            log.warning("the pool %r is shut down, and %d of its jobs still run", self.name, self._running)
+        finally:
+            self._send_home()
+
+    def _send_home(self) -> None:
         with self._lock:
-            waiting = [job for lane in self._lanes.values() for job in lane.waiting]
+            self._on_idle = None
+            waiting = [job for lane in self._lanes.values() for job in lane.waiting] if self._closed else []
             for job in waiting:
                 self._forget(job)
             for _ in range(self._alive - self._running):
                 self._inbox.put(None)
             self._alive = self._running
         for job in waiting:
-            job.hand_over(job.deliver, None, PoolClosedError(self.name))
+            if not job.hand_over((None, PoolClosedError(self.name))):
+                job.context.run(job.lose, PoolClosedError(self.name), "its event loop has ended")
 
 
 def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    loop.call_soon_threadsafe(event.set)
+    with suppress(RuntimeError):  # the loop was closed, so nobody waits
+        loop.call_soon_threadsafe(event.set)
 
 
 async def run_in_pool(pool: str, func: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -321,7 +360,8 @@ async def run_in_pool(pool: str, func: Callable[_P, _T], /, *args: _P.args, **kw
         TypeError: ``func`` is a coroutine function or a generator function.
         PoolNotFoundError: there is no pool of that name here.
         PoolFullError: as many jobs of this tenant as may wait for the pool already.
-        PoolWaitError: this is called from a job of the same pool, which still runs.
+        PoolWaitError: this is called from a job, which still runs, of the same pool or of one that stands after it in
+            ``pools=``.
         PoolClosedError: the pool was shut down before the job could run.
         JobError: ``func`` raised what no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt,
             GeneratorExit, CancelledError).

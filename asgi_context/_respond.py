@@ -89,14 +89,15 @@ def echoing(name: bytes, value: bytes, send: Send) -> Send:
         A send that puts the header in place of all of that name.
     """
 
-    def send_with_id(message: Message) -> Any:  # noqa: ANN401 - the awaitable of the send inside, passed on as it is
+    # A coroutine function, as servers' are: asgiref looks, and complains of others.
+    async def send_with_id(message: Message) -> Any:  # noqa: ANN401 - whatever the server's gives
         if message["type"] in _STARTS:
             headers: Iterable[Any] = message.get("headers") or ()
             # A new list in a new message: an app may send the same one for every request.
             kept = [pair for pair in headers if pair[0].lower() != name]
             kept.append((name, value))
             message = {**message, "headers": kept}
-        return send(message)
+        return await send(message)
 
     return send_with_id
 

@@ -4,8 +4,9 @@
     python examples/quickstart.py --serve    leaves the server running afterwards, with curl lines to try
 
 The first half is an app, and shows how the library is used: wrap the app once, then ask from anywhere below; nothing in
-it is handed a tenant or a user. The second half are the app's users. In every tenant they have the same names and write
-states of the same names, so that whatever is mixed up shows.
+it is handed a tenant or a user. The second half are the app's users, who send HTTP requests of their own and share the
+WebSockets of a gateway. In every tenant they have the same names and write states of the same names, so that whatever
+is mixed up shows.
 
 What it needs: pip install "asgi-tenant-context[examples]"
 """
@@ -20,8 +21,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -35,9 +36,17 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 
-from asgi_context import ContextMiddleware, MemoryStore, current_context, current_state, from_header, run_in_executor
+from asgi_context import (
+    ContextMiddleware,
+    MemoryStore,
+    current_context,
+    current_state,
+    from_header,
+    json_message,
+    run_in_pool,
+)
 
 # The app. Its random pauses stand for real work, and let requests overtake each other.
 
@@ -49,7 +58,7 @@ def who_asks() -> str:
 
 
 def look_up() -> str:
-    """Block, as a database driver would: this runs in a thread."""
+    """Block, as a tool or a database driver would: this runs in a thread of a pool."""
     time.sleep(random.uniform(0, 0.005))
     return who_asks()
 
@@ -65,7 +74,7 @@ async def save_note(title: str, text: str) -> dict[str, Any]:
     state = current_state()  # of this user in this tenant: there is no name by which to reach anybody else's
     await state.upsert("profile", {"name": who_asks()})
     await state.update_field("notes", title, text)
-    in_task, in_thread = await asyncio.gather(follow_up(), run_in_executor(None, look_up))
+    in_task, in_thread = await asyncio.gather(follow_up(), run_in_pool("tool", look_up))
     return {
         "handler": who_asks(),
         "task": in_task,
@@ -88,12 +97,13 @@ async def get_states(_: Request) -> JSONResponse:
 
 
 async def live_notes(websocket: WebSocket) -> None:
-    """Save notes for as long as the connection lasts."""
+    """Save notes for as long as the connection lasts, each for the user that its message names."""
     await websocket.accept()
     async for note in websocket.iter_json():
         await websocket.send_json(await save_note(note["title"], note["text"]))
 
 
+header_tenant = from_header("x-tenant-id")
 app = ContextMiddleware(
     Starlette(
         routes=[
@@ -103,9 +113,13 @@ app = ContextMiddleware(
         ]
     ),
     # To try things out. Anybody can send any header: in earnest, have a gateway set them, or check a token.
-    tenant=from_header("x-tenant-id"),
+    tenant=header_tenant,
     user=from_header("x-user-id"),
+    # Each message names its user, which may be any user of any tenant: so nobody but the gateway opens a WebSocket.
+    message=json_message(tenant="tenant", user="user"),
+    authorize=lambda _, scope: scope["type"] == "http" or header_tenant(scope) == "gateway",
     store=MemoryStore(),
+    pools={"tool": 8},
     echo_request_id="x-request-id",
 )
 
@@ -134,8 +148,34 @@ class Row:
         return self.requests, self.messages, self.states, self.wrong
 
 
+@dataclass
+class Gateway:
+    """A WebSocket that carries messages of many users, of all tenants."""
+
+    url: str
+    stack: AsyncExitStack  # that closes it
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    websocket: ClientConnection | None = None
+
+    async def ask(self, **message: str) -> tuple[object, object]:
+        """Send a message, and give its answer and the connection's request id."""
+        async with self.turn:
+            if self.websocket is None:
+                headers = {"x-tenant-id": "gateway", "x-user-id": "quickstart"}
+                opening = connect(self.url, additional_headers=headers, proxy=None, open_timeout=None)
+                self.websocket = await self.stack.enter_async_context(opening)
+            await self.websocket.send(json.dumps(message))
+            answer = json.loads(await self.websocket.recv())
+            return answer, self.websocket.response and self.websocket.response.headers["x-request-id"]
+
+
 async def live(
-    row: Row, user: str, http: httpx.AsyncClient, args: argparse.Namespace, done: Callable[[], None]
+    row: Row,
+    user: str,
+    http: httpx.AsyncClient,
+    gateways: Sequence[Gateway],
+    args: argparse.Namespace,
+    done: Callable[[], None],
 ) -> None:
     """Be one user: send everything at once, and know what every answer must be."""
     me = f"{row.tenant}/{user}"
@@ -156,22 +196,20 @@ async def live(
         check(answer.json(), title, answer.headers["x-request-id"])
         row.requests += 1
 
-    async def talk() -> None:
-        url = str(http.base_url.copy_with(scheme="ws", path="/live"))
-        async with connect(url, additional_headers=headers, proxy=None, open_timeout=None) as websocket:
-            request_id = websocket.response and websocket.response.headers["x-request-id"]
-            for number in range(args.messages):
-                title = f"websocket-{number}"
-                await websocket.send(json.dumps({"title": title, "text": write(title)}))
-                check(json.loads(await websocket.recv()), title, request_id)
-                row.messages += 1
+    async def talk(number: int) -> None:
+        title = f"websocket-{number}"
+        note = {"title": title, "text": write(title)}
+        answer, request_id = await random.choice(gateways).ask(tenant=row.tenant, user=user, **note)
+        check(answer, title, request_id)
+        row.messages += 1
 
     async def look_back() -> None:
         states = (await http.get("/states", headers=headers)).json()
         row.compare(states, {"profile": profile, "notes": notes})
         row.states += len(states)
 
-    outcomes = await asyncio.gather(talk(), *map(post, range(args.requests)), return_exceptions=True)
+    sent = [*map(post, range(args.requests)), *map(talk, range(args.messages))]
+    outcomes = await asyncio.gather(*sent, return_exceptions=True)
     outcomes += await asyncio.gather(look_back(), return_exceptions=True)
     for error in filter(None, outcomes):  # no answer, or no sense in it
         row.compare(repr(error), f"an answer for {me}")
@@ -180,19 +218,22 @@ async def live(
 async def run(url: str, args: argparse.Namespace, done: Callable[[], None]) -> list[Row]:
     """Be all users of all tenants."""
     rows = [Row(f"tenant-{number + 1}") for number in range(args.tenants)]
-    # Both ends of each connection are open files of this process, and of these a shell may allow no more than 256.
+    # Connections are few, so that each serves many users. Users take turns, since httpx goes through all requests that
+    # wait for a connection whenever one has ended.
     turns, limits = asyncio.Semaphore(100), httpx.Limits(max_connections=10)
 
     async def take_turn(row: Row, user: str) -> None:
         async with turns:
-            await live(row, user, http, args, done)
+            await live(row, user, http, gateways, args, done)
 
     async with (
         asyncio.timeout(args.timeout),
         # No proxy out of the environment, here and above: it would not reach the loopback of this machine.
         httpx.AsyncClient(base_url=url, limits=limits, timeout=args.timeout, trust_env=False) as http,
+        AsyncExitStack() as stack,
         asyncio.TaskGroup() as group,
     ):
+        gateways = [Gateway(url.replace("http:", "ws:") + "/live", stack) for _ in range(10)]
         users = [group.create_task(take_turn(row, f"user-{n + 1}")) for row in rows for n in range(args.users)]
         try:
             await asyncio.wait(users)

@@ -485,7 +485,7 @@ def test_whatever_is_kept_of_nested_types_comes_back(each_encoder: str, wrap: Ca
         try:
             text = encode("s", "f", nested(levels, wrap))
         except StateSerializationError as error:
-            assert "nested deeper" in error.reason  # noqa: PT017
+            assert "nested deeper" in error.reason
         else:
             kept += 1
             assert encode("s", "f", decode("s", "f", text)) == text
@@ -510,7 +510,7 @@ def test_little_stack_that_is_left_is_an_error_of_states() -> None:
             try:
                 called_from_deep(most - depth - left, call)
             except StateError as error:
-                assert "deep" in error.reason  # noqa: PT017
+                assert "deep" in error.reason
 
 
 # What is refused.

@@ -1,5 +1,6 @@
 """The example, run as its reader runs it; and broken on purpose, since a check that never fails checks nothing."""
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -11,13 +12,17 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextvars import Context, copy_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from asgi_context import MemoryStore, SharedState, current_context
 
@@ -91,16 +96,88 @@ def test_five_tenants_of_twenty_users_by_default() -> None:
     }
 
 
+def test_a_connection_carries_messages_of_several_tenants_and_users(
+    quickstart: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_note, seen = quickstart.save_note, dict[str, list[tuple[str, str | None]]]()
+
+    async def save_and_tell(title: str, text: str) -> Any:
+        context = current_context()
+        if title.startswith("websocket-"):
+            seen.setdefault(context.request_id, []).append((context.tenant, context.user))
+        return await save_note(title, text)
+
+    monkeypatch.setattr(quickstart, "save_note", save_and_tell)
+    monkeypatch.setattr(quickstart.random, "choice", lambda gateways: gateways[0])
+    assert quickstart.main(_SMALL) == 0
+    (messages,) = seen.values()
+    assert Counter(messages) == {(f"tenant-{t}", f"user-{u}"): 2 for t in range(1, 4) for u in range(1, 5)}
+
+
+def test_the_tool_runs_in_the_pool_for_whoever_asked(quickstart: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up, seen = quickstart.look_up, list[tuple[str, str]]()
+
+    def look_up_and_tell() -> str:
+        seen.append((threading.current_thread().name.rpartition("_")[0], who := look_up()))
+        return who
+
+    monkeypatch.setattr(quickstart, "look_up", look_up_and_tell)
+    assert quickstart.main(_SMALL) == 0
+    assert Counter(seen) == {("asgi_context-tool", f"tenant-{t}/user-{u}"): 5 for t in range(1, 4) for u in range(1, 5)}
+
+
+def test_nobody_but_the_gateway_speaks_for_others(quickstart: ModuleType) -> None:
+    note = {"title": "greeting", "text": "hello"}
+
+    def open_as(tenant: str) -> Any:
+        headers = {"x-tenant-id": tenant, "x-user-id": "user-1"}
+        return connect(url.replace("http:", "ws:") + "/live", additional_headers=headers, proxy=None)
+
+    with quickstart.serving(quickstart.app, 0) as url:
+        with pytest.raises(InvalidStatus) as refused, open_as("tenant-1"):
+            pass
+        assert json.loads(refused.value.response.body)["code"] == "tenant_forbidden"
+        with open_as("gateway") as websocket:
+            for who in ({"tenant": "tenant-1", "user": "user-1"}, {"tenant": "tenant-2", "user": "user-2"}):
+                websocket.send(json.dumps(who | note))
+                assert json.loads(websocket.recv(_SECONDS))["handler"] == f"{who['tenant']}/{who['user']}"
+
+
 def _one_in_ten_is_tenant_1(app: Any) -> Any:
     count = 0
 
     async def broken(scope, receive, send):
         nonlocal count
-        count += 1
-        if count % 10 == 0:
+        other = scope["type"] == "http" and (b"x-tenant-id", b"tenant-1") not in scope["headers"]
+        count += other
+        if other and count % 10 == 0:
             headers = [(name, b"tenant-1" if name == b"x-tenant-id" else value) for name, value in scope["headers"]]
             scope = {**scope, "headers": headers}
         await app(scope, receive, send)
+
+    return broken
+
+
+def _messages_of_user_2_are_for_user_1(app: Any) -> Any:
+    async def broken(scope, receive, send):
+        async def receive_broken():
+            event = await receive()
+            if event["type"] == "websocket.receive":
+                event["text"] = event["text"].replace('"user": "user-2"', '"user": "user-1"')
+            return event
+
+        await app(scope, receive_broken, send)
+
+    return broken
+
+
+def _one_request_id_for_all(app: Any) -> Any:
+    async def broken(scope, receive, send):
+        async def send_broken(message):
+            headers = [(name, b"1" if name == b"x-request-id" else value) for name, value in message.get("headers", [])]
+            await send({**message, "headers": headers} if headers else message)
+
+        await app(scope, receive, send_broken)
 
     return broken
 
@@ -126,12 +203,37 @@ def _no_sense(app: Any) -> Any:
     return broken
 
 
-@pytest.mark.parametrize("broken", [_one_in_ten_is_tenant_1, _no_websockets, _no_sense])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        _one_in_ten_is_tenant_1,
+        _messages_of_user_2_are_for_user_1,
+        _one_request_id_for_all,
+        _no_websockets,
+        _no_sense,
+    ],
+)
 def test_notices_a_broken_app(quickstart: ModuleType, capsys: pytest.CaptureFixture[str], broken: Any) -> None:
     assert quickstart.main(_SMALL, broken(quickstart.app)) == 1
     output, errors = capsys.readouterr()
     assert _numbers(output)["all"][-1] > 0
     assert "expected" in errors
+
+
+def test_notices_messages_that_are_handled_for_whom_the_first_one_named(
+    quickstart: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_note, first = quickstart.save_note, dict[str, Context]()
+
+    async def save_as_the_first(title: str, text: str) -> Any:
+        if not title.startswith("websocket-"):
+            return await save_note(title, text)
+        context = first.setdefault(current_context().request_id, copy_context())  # the id is the connection's
+        return await asyncio.create_task(save_note(title, text), context=context)
+
+    monkeypatch.setattr(quickstart, "save_note", save_as_the_first)
+    assert quickstart.main(_SMALL) == 1
+    assert _numbers(capsys.readouterr().out)["all"][-1] > 0  # there are fewer connections than users
 
 
 def test_notices_a_thread_of_somebody_else(

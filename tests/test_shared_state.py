@@ -145,7 +145,7 @@ async def test_names_may_hold_every_character(state: SharedState, what: str, met
         try:
             await call(state, name)
         except KeyError as absent:
-            assert absent.args == (name,)  # noqa: PT017 - of ttl alone
+            assert absent.args == (name,)
             assert method == "ttl"
 
 
@@ -159,7 +159,7 @@ async def test_names_of_a_subclass_of_str_become_plain(
     try:
         await call(state, name)
     except KeyError as absent:
-        assert type(absent.args[0]) is str  # noqa: PT017 - of ttl alone
+        assert type(absent.args[0]) is str
     for asked in store.asked:
         if what == "field" and asked[0] == "read_version":
             continue  # which is asked of the whole state

@@ -1,7 +1,7 @@
 """Extractors: who asks, read out of an ASGI scope. Compiled when the middleware is made, run for each request."""
 
 from asgi_context._extract._compose import NOBODY, IdentityFrom, agree, check_extractor, first_of, identity_from
-from asgi_context._extract._identifiers import Valid, check_rule, checked
+from asgi_context._extract._identifiers import IDENTIFIER, Valid, check_rule, checked
 from asgi_context._extract._sources import (
     constant,
     from_cookie,
@@ -15,6 +15,7 @@ from asgi_context._extract._step import Extractor, Step, ask, compile_step, part
 from asgi_context._extract._trust import SharedSecret
 
 __all__ = [
+    "IDENTIFIER",
     "NOBODY",
     "Extractor",
     "IdentityFrom",

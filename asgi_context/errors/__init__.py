@@ -16,10 +16,11 @@
     ├── PoolError (RuntimeError)
     │   ├── PoolNotFoundError (LookupError)     there is no pool of that name here
     │   ├── PoolFullError                       too many jobs of this tenant wait already
-    │   ├── PoolWaitError                       a job would wait for the pool that it runs in
+    │   ├── PoolWaitError                       a job would wait for its own pool, or for one before it
     │   └── PoolClosedError                     the pool was shut down
     ├── ResourceError (RuntimeError)
     │   ├── ResourceNotFoundError (LookupError) there is no factory for that type here
+    │   ├── ResourceLoopError                   those here were made on another event loop
     │   ├── ResourceCycleError                  a resource would wait for itself
     │   └── ResourceTimeoutError (TimeoutError) closing a resource took too long
     ├── ResourceCloseError (ExceptionGroup)     closing resources failed
@@ -73,6 +74,7 @@ from asgi_context.errors._work import (
     ResourceCloseError,
     ResourceCycleError,
     ResourceError,
+    ResourceLoopError,
     ResourceNotFoundError,
     ResourceTimeoutError,
 )
@@ -95,6 +97,7 @@ __all__ = [
     "ResourceCloseError",
     "ResourceCycleError",
     "ResourceError",
+    "ResourceLoopError",
     "ResourceNotFoundError",
     "ResourceTimeoutError",
     "ScopeKeyMissingError",

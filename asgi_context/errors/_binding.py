@@ -21,7 +21,8 @@ class ContextNotBoundError(AsgiContextError, LookupError):
             f"no {self.wanted} is bound here. In an app: wrap it in ContextMiddleware, and see whether this request "
             "was exempt or came without an identity. In a worker, script or test: "
             '`with bind_context(Identity("tenant", "user")):`. In a thread: start it by run_in_executor, '
-            "carry_context or ContextThreadPoolExecutor, since a bare submit() or Thread() carries no context"
+            "carry_context or ContextThreadPoolExecutor, since a bare submit() or Thread() carries no context. For a "
+            "WebSocket message that another task has read: `async with message_context(event=...)`, or payload="
         )
 
 
@@ -96,7 +97,7 @@ class UnsupportedLoopError(AsgiContextError, RuntimeError):
         self.call = call
 
     def __str__(self) -> str:
-        return (
-            f"{self.call} needs a running asyncio event loop: call it from a coroutine under asyncio or uvloop. On "
-            "trio, use trio.to_thread.run_sync, which carries the context by itself"
-        )
+        text = f"{self.call} needs a running asyncio event loop, that of asyncio or of uvloop"
+        if self.call in {"run_in_executor", "run_in_pool"}:
+            text += ": on trio, use trio.to_thread.run_sync, which carries the context by itself"
+        return text

@@ -43,7 +43,9 @@ class RequestRejected(AsgiContextError):  # noqa: N818 - an answer that is given
     """Raised by an extractor to refuse the request. The app is not called.
 
     The client is told the status, the code and a fixed text that belongs to the code, as
-    ``application/problem+json`` (RFC 9457); on a WebSocket by the denial response or a close before accept.
+    ``application/problem+json`` (RFC 9457); on a WebSocket by the denial response or a close before accept. For a
+    message of a WebSocket, the connection is closed with 1008 and the code as the reason, and `message_context` raises
+    this.
 
     Args:
         status: HTTP status, 400 to 599.

@@ -7,7 +7,7 @@ from asgi_context.errors._root import AsgiContextError
 
 
 class JobError(AsgiContextError, RuntimeError):
-    """A job ended by an exception that must not reach its caller as it is; that one is the ``__cause__``.
+    """A job or a factory ended by an exception that must not reach its caller as it is; that one is the ``__cause__``.
 
     StopIteration would hang a waiting coroutine on Python 3.11 and 3.12, SystemExit and KeyboardInterrupt would stop
     the event loop, CancelledError would look as if the caller had been cancelled.
@@ -21,7 +21,7 @@ class JobError(AsgiContextError, RuntimeError):
         self.kind = kind
 
     def __str__(self) -> str:
-        return f"the job raised {self.kind}, which cannot be handed to its caller: raise an ordinary exception there"
+        return f"{self.kind} was raised, which cannot be handed to the caller: raise an ordinary exception there"
 
 
 class PoolError(AsgiContextError, RuntimeError):
@@ -57,12 +57,23 @@ class PoolFullError(PoolError):
 
 
 class PoolWaitError(PoolError):
-    """A job would wait for a thread of the pool that it runs in: when all its threads do that, none is ever free."""
+    """A job would wait for its own pool, or for one that stands before it: they could wait for each other for ever.
+
+    Args:
+        pool: name of the pool that it asks for.
+        own: name of the pool that it runs in.
+    """
+
+    def __init__(self, pool: str, own: str) -> None:
+        AsgiContextError.__init__(self, pool, own)
+        self.pool = pool
+        self.own = own
 
     def __str__(self) -> str:
         return (
-            f"a job of the pool {self.pool!r}, which still runs, would wait for a thread of the same pool: call the "
-            "function directly there, or run it in another pool"
+            f"a job of the pool {self.own!r}, which still runs, would wait for a thread of the pool {self.pool!r}: "
+            "call the function directly there, or run it in a pool that stands after its own in pools=. Were jobs to "
+            "wait in both directions, they could wait for each other for ever"
         )
 
 
@@ -102,6 +113,16 @@ class ResourceCycleError(ResourceError):
         return f"the factory of {self.resource} waits for itself: a factory that it asks asks for {self.resource}"
 
 
+class ResourceLoopError(ResourceError):
+    """The resources of this request, message or block were made on another event loop than the one that asks."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resource} was asked for on another event loop than the one that the resources here were made on: "
+            "from a thread, use asyncio.run_coroutine_threadsafe(current_resource(...), loop) with the app's loop"
+        )
+
+
 class ResourceTimeoutError(ResourceError, TimeoutError):
     """Closing a resource took longer than ``close_timeout``, and was cancelled."""
 
@@ -130,8 +151,8 @@ class ResourceCloseError(AsgiContextError, ExceptionGroup[Exception]):
     def __init__(self, errors: Sequence[Exception], /) -> None:
         super().__init__("resources could not be closed", errors)
 
-    def __reduce__(self) -> tuple[type["ResourceCloseError"], tuple[Sequence[Exception]]]:
-        return ResourceCloseError, (self.exceptions,)
+    def __reduce__(self) -> tuple[type["ResourceCloseError"], tuple[Sequence[Exception]], dict[str, object]]:
+        return ResourceCloseError, (self.exceptions,), self.__dict__  # in which notes stand
 
     def derive(self, errors: Sequence[Exception], /) -> "ResourceCloseError":  # type: ignore[override]  # of its kind
         """Make a group of some of the errors, for ``split`` and ``subgroup``.

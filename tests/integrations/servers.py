@@ -6,8 +6,8 @@ import logging
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from typing import Any, NamedTuple, Self
 
@@ -201,6 +201,7 @@ class Stage:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         before = _bound()
+        self._loop = asyncio.get_running_loop()
         self._count(1)
         try:
             await self.app(scope, receive, send)
@@ -223,8 +224,29 @@ class Stage:
         left, self.left, self.app = self.left, [], _nothing
         assert left == []
 
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine on the server's event loop, once an app has run there."""
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+
     def connect(self) -> "Wire":
         return Wire(self.port)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], Stage]]:
+    """Stages on servers of any kind, each started once it is wanted, and ended with the block."""
+    running: dict[str, Stage] = {}
+    with ExitStack() as stack:
+
+        def start(kind: str) -> Stage:
+            if kind not in running:
+                running[kind] = stage = Stage()
+                server = stack.enter_context(serving(SERVERS[kind], stage))
+                assert server.started, server.failure
+                stage.port = server.port
+            return running[kind]
+
+        yield start
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
