@@ -10,6 +10,9 @@ from importlib import import_module
 from math import isfinite
 from typing import Any, Final
 
+ATOMS: Final = frozenset({str, bool, type(None)})
+"""Types of leaves that stand in the text as they are, whatever they hold."""
+
 Dumps = Callable[[Any], bytes]
 Loads = Callable[[bytes], Any]
 

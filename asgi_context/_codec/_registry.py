@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum, Flag
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any, Final, NamedTuple, TypeVar, cast
+
+from asgi_context._codec._paths import short
 
 _T = TypeVar("_T")
 
@@ -89,6 +91,22 @@ def register_state_type(kind: type[_T], /, *, name: str, version: int = 1, upgra
     return kind
 
 
+def can_be_registered(kind: type) -> bool:
+    """Say whether `register_state_type` takes a class.
+
+    Args:
+        kind: any class.
+
+    Returns:
+        Whether it does.
+    """
+    return issubclass(kind, Enum) or (is_dataclass(kind) and not issubclass(kind, _HOLDERS)) or _is_model(kind)
+
+
+def _is_model(kind: object) -> bool:
+    return hasattr(kind, "model_fields") and hasattr(kind, "model_construct")
+
+
 def _ways(kind: Any, upgrade: object) -> tuple[Callable[[Any], object], Callable[[Any], object]]:  # noqa: ANN401 - any class
     if issubclass(kind, Enum):
         if upgrade is not None:
@@ -96,13 +114,13 @@ def _ways(kind: Any, upgrade: object) -> tuple[Callable[[Any], object], Callable
         if issubclass(kind, Flag):
             return _value_of, kind
         # By what stands behind `name` and `kind[...]`, which a class may have made something else.
-        return _name_of, kind._member_map_.__getitem__
+        return _name_of, partial(_member, kind._member_map_)
     if is_dataclass(kind):
         if issubclass(cast("type", kind), _HOLDERS):
             message = f"{kind!r} holds more than its fields, so it would not come back as it was"
             raise TypeError(message)
         return _dataclass_ways(cast("type", kind))
-    if hasattr(kind, "model_fields") and hasattr(kind, "model_construct"):
+    if _is_model(kind):
         model = _Model(kind)
         return model.take_apart, model.put_together
     message = f"states keep dataclasses, enums and pydantic models, and {kind.__qualname__} is none of these"
@@ -120,6 +138,13 @@ def _value_of(member: Any) -> object:  # noqa: ANN401 - of an enum
 def _name_of(member: Any) -> object:  # noqa: ANN401 - of an enum
     name: object = member._name_
     return name
+
+
+def _member(members: dict[str, object], name: object) -> object:
+    if type(name) is not str or name not in members:
+        message = f"it has no member {short(name)}"
+        raise LookupError(message)
+    return members[name]
 
 
 def _dataclass_ways(kind: type) -> tuple[Callable[[Any], object], Callable[[Any], object]]:

@@ -1,0 +1,197 @@
+"""From JSON back to values; `asgi_context._codec._writing` says how they are kept."""
+
+import re
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from math import isnan
+from typing import Any, Final, cast
+from uuid import UUID
+
+from asgi_context._codec._json import ATOMS, encoder
+from asgi_context._codec._paths import path_to, short
+from asgi_context._codec._registry import BY_NAME
+from asgi_context._codec._zones import zone_of
+from asgi_context.errors import StateDecodeError
+
+
+def decode(state: str, field: str, text: bytes) -> Any:  # noqa: ANN401 - what was written
+    """Read what `encode` wrote.
+
+    Args:
+        state: name of the state, for the error.
+        field: name of the field, for the error.
+        text: JSON text in UTF-8.
+
+    Returns:
+        A value equal to the one that was written, and of the same type.
+
+    Raises:
+        StateDecodeError: it is no such text, or holds a type that is not registered here, or not in that version.
+    """
+    try:
+        tree = encoder.loads(text)
+        return _value(tree) if b'"$' in text else tree
+    except RecursionError:
+        raise StateDecodeError(state, path_to(field), "it is nested too deep") from None
+    except Exception as error:
+        # Without the error's own text, which may quote what is stored.
+        told = isinstance(error, _UnreadableError)
+        reason = str(error) if told else f"it is not what was written ({type(error).__name__})"
+        raise StateDecodeError(state, path_to(field), reason) from error
+
+
+def decode_all(state: str, texts: Mapping[str, bytes]) -> dict[str, Any]:
+    """Read all fields of a state, as `decode` reads one.
+
+    Args:
+        state: name of the state, for the error.
+        texts: JSON text by field.
+
+    Returns:
+        Values by field.
+
+    Raises:
+        StateDecodeError: as there.
+    """
+    loads = encoder.loads
+    values: dict[str, Any] = {}
+    try:
+        for field, text in texts.items():
+            values[field] = _value(loads(text)) if b'"$' in text else loads(text)
+    except Exception:  # noqa: BLE001 - read once more, one by one, for the error that names the field
+        return {field: decode(state, field, text) for field, text in texts.items()}
+    return values
+
+
+class _UnreadableError(Exception):
+    pass
+
+
+def _value(tree: Any) -> Any:  # noqa: ANN401 - any tree
+    kind: Any = type(tree)  # pyright: ignore[reportUnknownVariableType]  # as above
+    if kind is list:
+        return [item if type(item) in ATOMS else _value(item) for item in tree]
+    if kind is not dict:
+        return tree
+    if len(tree) == 1:
+        name = next(iter(tree))
+        if name[:1] == "$":
+            return {name[1:]: _value(tree[name])} if name[:2] == "$$" else _tagged(name, tree[name])
+    return _members(tree)
+
+
+def _members(tree: dict[str, Any]) -> dict[str, Any]:
+    return {name: item if type(item) in ATOMS else _value(item) for name, item in tree.items()}
+
+
+def _content(payload: Any) -> Any:  # noqa: ANN401 - what stands behind a tag is never taken for one
+    if type(payload) is not dict or payload.keys() == {"$int"}:  # the latter for a Flag of more than 64 bits
+        return _value(payload)
+    return _members(cast("dict[str, Any]", payload))
+
+
+def _tagged(tag: str, payload: Any) -> Any:  # noqa: ANN401 - any value
+    reader = _READERS.get(tag)
+    if reader is not None:
+        if type(payload) not in _SHAPES.get(tag, _TEXT):
+            raise _UnreadableError(_MALFORMED)
+        return reader(payload)
+    match = _TYPE_TAG.fullmatch(tag)
+    if match is None:
+        reason = f"it holds the tag {short(tag)}, which this version does not know"
+        raise _UnreadableError(reason)
+    name, version = match[1], int(match[2])
+    registered = BY_NAME.get(name)
+    if registered is None:
+        reason = f"it holds a {name!r}: register that type at start-up, with register_state_type"
+        raise _UnreadableError(reason)
+    content = _content(payload)
+    if version != registered.version:
+        if version > registered.version or registered.upgrade is None:
+            raise _UnreadableError(
+                f"it holds version {version} of {name!r}, and version {registered.version} is registered here"
+                + ("" if version > registered.version else ", without upgrade=")
+            )
+        try:
+            content = dict(registered.upgrade(content, version))
+        except Exception as error:
+            reason = f"it holds version {version} of {name!r}, and its upgrade= raised {type(error).__name__}"
+            raise _UnreadableError(reason) from error
+    try:
+        return registered.put_together(content)
+    except LookupError as error:
+        reason = f"it holds a {name!r} that does not fit: {error.args[0] if error.args else error}"
+        raise _UnreadableError(reason) from error
+
+
+_TYPE_TAG: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_.\-]*)@([0-9]{1,9})")
+
+
+def _read_moment(kind: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - datetime or time
+    def read(payload: str | list[Any]) -> Any:  # noqa: ANN401 - a datetime or time
+        if isinstance(payload, str):
+            return kind.fromisoformat(payload)
+        text: str
+        zone: Any
+        text, zone, fold = payload
+        moment = kind.fromisoformat(text)
+        if type(zone) is int and 0 < abs(zone) < _SECOND:
+            return moment.replace(tzinfo=timezone(timedelta(microseconds=zone)), fold=fold)
+        return moment.replace(tzinfo=moment.tzinfo if zone is None else zone_of(cast("str", zone)), fold=fold)
+
+    return read
+
+
+_MALFORMED: Final = "what stands behind a tag is not what that tag is for"
+_SECOND: Final = 1_000_000  # microseconds
+_TEXT: Final[tuple[type, ...]] = (str,)
+_SHAPES: Final[dict[str, tuple[type, ...]]] = {
+    **dict.fromkeys(["$tuple", "$set", "$frozenset", "$dict", "$timedelta"], (list,)),
+    **dict.fromkeys(["$datetime", "$time"], (str, list)),
+}
+
+
+def _read_pairs(payload: list[Any]) -> dict[Any, Any]:
+    if any(type(pair) is not list for pair in payload):
+        raise _UnreadableError(_MALFORMED)
+    return {_value(key): _value(item) for key, item in payload}
+
+
+def _read_float(payload: str) -> float:
+    value = float(payload)
+    if isnan(value):
+        raise _UnreadableError(_MALFORMED)
+    return value
+
+
+def _read_decimal(payload: str) -> Decimal:
+    value = Decimal(payload)
+    if value.is_nan():  # also what is none, where the decimal context does not trap that
+        raise _UnreadableError(_MALFORMED)
+    return value
+
+
+def _read_timedelta(payload: list[Any]) -> timedelta:
+    days, seconds, microseconds = payload
+    if {type(part) for part in payload} != {int}:
+        raise _UnreadableError(_MALFORMED)
+    return timedelta(days, seconds, microseconds)
+
+
+_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "$int": int,
+    "$float": _read_float,
+    "$tuple": lambda payload: tuple(_value(payload)),
+    "$set": lambda payload: set(_value(payload)),
+    "$frozenset": lambda payload: frozenset(_value(payload)),
+    "$dict": _read_pairs,
+    "$bytes": lambda payload: b64decode(payload, validate=True),
+    "$datetime": _read_moment(datetime),
+    "$time": _read_moment(time),
+    "$date": date.fromisoformat,
+    "$timedelta": _read_timedelta,
+    "$decimal": _read_decimal,
+    "$uuid": UUID,
+}
