@@ -348,15 +348,17 @@ def bind_context(
         ids = id_cell(request_id)
     elif ids is None:
         ids = [] if outer.ids is None or outer.revoked else outer.ids
-    services = outer.services
-    if store is not None:
-        # The app's loop may not be noted, where its own store needs none.
-        services = services._replace(store=store, app_loop=AppLoop(app_loop(services.app_loop)))
+    services = outer.services if store is None else _services_with(store, outer.services)
     binding = make_binding(whole, services, ids)
     binding.connection = outer.connection
     if values is not None:
         binding.values = dict(values)
     return BoundBlock(binding)
+
+
+def _services_with(store: Store, outer: Services) -> Services:
+    # The app's event loop is not noted where its own store needs none.
+    return outer._replace(store=store, app_loop=AppLoop(app_loop(outer.app_loop)))
 
 
 def unbound_context() -> UnboundBlock:

@@ -663,8 +663,8 @@ async def test_a_revocation_in_the_moment_of_the_first_question_wins(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that asks as the binding is being revoked must not put back what that took away."""
-    from asgi_context import _state
     from asgi_context._context import current_binding
+    from asgi_context._state import _current
 
     with bind_context(ANN, store=store):
         binding = current_binding()
@@ -672,7 +672,7 @@ async def test_a_revocation_in_the_moment_of_the_first_question_wins(
         def revoking(known: Any) -> None:
             binding.revoked = "revoked"
 
-        monkeypatch.setattr(_state, "app_loop", revoking)
+        monkeypatch.setattr(_current, "app_loop", revoking)
         with pytest.raises(ContextClosedError):
             current_state(None)
         assert binding.state is None

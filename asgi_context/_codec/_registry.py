@@ -91,7 +91,7 @@ def register_state_type(kind: type[_T], /, *, name: str, version: int = 1, upgra
     return kind
 
 
-def can_be_registered(kind: type) -> bool:
+def can_be_registered(kind: Any) -> bool:  # noqa: ANN401 - any class
     """Say whether `register_state_type` takes a class.
 
     Args:
@@ -100,7 +100,9 @@ def can_be_registered(kind: type) -> bool:
     Returns:
         Whether it does.
     """
-    return issubclass(kind, Enum) or (is_dataclass(kind) and not issubclass(kind, _HOLDERS)) or _is_model(kind)
+    if is_dataclass(kind):
+        return not issubclass(cast("type", kind), _HOLDERS)
+    return issubclass(kind, Enum) or _is_model(kind)
 
 
 def _is_model(kind: object) -> bool:
@@ -140,7 +142,7 @@ def _name_of(member: Any) -> object:  # noqa: ANN401 - of an enum
     return name
 
 
-def _member(members: dict[str, object], name: object) -> object:
+def _member(members: Mapping[str, object], name: object) -> object:
     if type(name) is not str or name not in members:
         message = f"it has no member {short(name)}"
         raise LookupError(message)

@@ -1,19 +1,20 @@
-"""Shared state: named hashes ("states") of one tenant and user, or of a whole tenant."""
+"""The states themselves."""
 
 import asyncio
 import os
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from math import inf, isfinite
-from typing import Any, Final, TypeVar, cast, overload
+from typing import Any, Final, TypeVar
 
-from asgi_context._blocking import app_loop, pause, run_blocking
+from asgi_context._blocking import pause, run_blocking
 from asgi_context._callables import runs_later
-from asgi_context._codec import decode, encode
-from asgi_context._context import REQUIRED, current_binding
+from asgi_context._codec import decode, decode_all, encode
 from asgi_context._limits import check_ttl
+from asgi_context._state._arguments import encoded, name_of, time_to_live
+from asgi_context._state._blocking_state import BlockingState
 from asgi_context._types import KEEP, Space, Store, Ttl, check_store
-from asgi_context.errors import ContextNotBoundError, StateConflictError, StateNumberError, StoreNotBoundError
+from asgi_context.errors import StateConflictError, StateNumberError
 
 _T = TypeVar("_T")
 
@@ -50,9 +51,9 @@ class SharedState:
 
     def __init__(self, store: Store, tenant: str, user: str | None = None) -> None:
         check_store(store)
-        tenant = _name(tenant, "tenant")
+        tenant = name_of(tenant, "tenant")
         if user is not None:
-            user = _name(user, "user")
+            user = name_of(user, "user")
         self._store = store
         self._pid = os.getpid()
         self._space: Space = (tenant, user)
@@ -65,14 +66,16 @@ class SharedState:
     @property
     def tenant_wide(self) -> "SharedState":
         """The states that all users of the tenant share."""
-        shared = SharedState(self._store, self._space[0])
-        shared._loop = self._loop
-        return shared
+        return make_state(self._store, (self._space[0], None), self._loop)
 
     @property
     def sync(self) -> "BlockingState":
         """The same methods, blocking, for threads and scripts."""
-        return BlockingState(self)
+        return BlockingState(self, self._block)
+
+    def _block(self, call: Callable[[], Coroutine[Any, Any, _T]], /) -> _T:
+        loop = self._loop if self._pid == os.getpid() else None  # a fork takes the loop along, but not its thread
+        return run_blocking(call, self._store, loop)
 
     async def upsert(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
         """Merge fields into a state, which is made where there is none.
@@ -89,11 +92,11 @@ class SharedState:
             ValueError: ``data`` is empty, or a name is.
             StateSerializationError: a value cannot be kept exactly; nothing was written.
         """
-        key, fields = _name(key, "key"), _encoded(key, data)
+        key, fields = name_of(key, "key"), encoded(key, data)
         if not fields:
             message = "data must have at least one field: a state without fields does not exist"
             raise ValueError(message)
-        return await self._store.merge(self._space, key, fields, _time_to_live(ttl))
+        return await self._store.merge(self._space, key, fields, time_to_live(ttl))
 
     async def replace(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
         """Make a state be exactly this.
@@ -110,11 +113,11 @@ class SharedState:
             ValueError: ``data`` is empty, or a name is.
             StateSerializationError: a value cannot be kept exactly; nothing was written.
         """
-        key, fields = _name(key, "key"), _encoded(key, data)
+        key, fields = name_of(key, "key"), encoded(key, data)
         if not fields:
             message = "data must have at least one field: a state without fields does not exist; use delete"
             raise ValueError(message)
-        return await self._store.replace(self._space, key, fields, _time_to_live(ttl))
+        return await self._store.replace(self._space, key, fields, time_to_live(ttl))
 
     async def get(self, key: str) -> dict[str, Any] | None:
         """Read a whole state.
@@ -128,9 +131,9 @@ class SharedState:
         Raises:
             StateDecodeError: a value holds a type that is not registered here.
         """
-        key = _name(key, "key")
+        key = name_of(key, "key")
         fields = await self._store.read(self._space, key)
-        return None if fields is None else _decoded(key, fields)
+        return None if fields is None else decode_all(key, fields)
 
     async def get_field(self, key: str, field: str, default: Any = None) -> Any:  # noqa: ANN401 - what was stored
         """Read one field of a state.
@@ -146,7 +149,7 @@ class SharedState:
         Raises:
             StateDecodeError: the value holds a type that is not registered here.
         """
-        key, field = _name(key, "key"), _name(field, "field")
+        key, field = name_of(key, "key"), name_of(field, "field")
         text = await self._store.read_field(self._space, key, field)
         return default if text is None else decode(key, field, text)
 
@@ -165,9 +168,9 @@ class SharedState:
         Raises:
             StateSerializationError: the value cannot be kept exactly; nothing was written.
         """
-        key, field = _name(key, "key"), _name(field, "field")
+        key, field = name_of(key, "key"), name_of(field, "field")
         text = encode(key, field, value)
-        return await self._store.merge(self._space, key, {field: text}, _time_to_live(ttl))
+        return await self._store.merge(self._space, key, {field: text}, time_to_live(ttl))
 
     async def increment(self, key: str, field: str, by: float = 1) -> int | float:
         """Add to a number; the state and the field are made where there are none, from 0.
@@ -183,7 +186,7 @@ class SharedState:
         Raises:
             StateNumberError: the field holds something else, or the sum would be beyond its type; nothing was written.
         """
-        key, field = _name(key, "key"), _name(field, "field")
+        key, field = name_of(key, "key"), name_of(field, "field")
         if type(by) is not int and type(by) is not float:
             message = f"by must be an int or a float, not {type(by).__qualname__}"
             raise TypeError(message)
@@ -209,7 +212,7 @@ class SharedState:
             StateSerializationError: a value cannot be kept exactly; nothing was written.
             StateConflictError: others have changed it each time; nothing was written.
         """
-        key = _name(key, "key")
+        key = name_of(key, "key")
         kind = runs_later(func)
         if kind is not None or not callable(func):
             message = f"func must be a plain function, not {func!r}"
@@ -219,10 +222,10 @@ class SharedState:
                 # Else those who are always just too late would stay that.
                 await pause(random.uniform(0, min(attempt, _LONGEST_PAUSE) / 1000))  # noqa: S311 - no secret
             fields, version = await self._store.read_version(self._space, key)
-            data = func({} if fields is None else _decoded(key, fields))
-            changed = _encoded(key, data)
+            data = func({} if fields is None else decode_all(key, fields))
+            changed = encoded(key, data)
             if changed == fields or await self._store.replace_version(self._space, key, changed, version):
-                return _decoded(key, changed)
+                return decode_all(key, changed)
         raise StateConflictError(key, _MOST_ATTEMPTS)
 
     async def touch(self, key: str, ttl: float | None) -> bool:
@@ -235,7 +238,7 @@ class SharedState:
         Returns:
             Whether there is such a state.
         """
-        key = _name(key, "key")
+        key = name_of(key, "key")
         if ttl is not None:
             check_ttl(ttl, "ttl")
         return await self._store.touch(self._space, key, ttl)
@@ -252,7 +255,7 @@ class SharedState:
         Raises:
             KeyError: there is no such state.
         """
-        key = _name(key, "key")
+        key = name_of(key, "key")
         left = await self._store.remaining(self._space, key)
         if left is None:
             raise KeyError(key)
@@ -268,7 +271,7 @@ class SharedState:
         Returns:
             How many were deleted, 0 or 1.
         """
-        return await self._store.remove_field(self._space, _name(key, "key"), _name(field, "field"))
+        return await self._store.remove_field(self._space, name_of(key, "key"), name_of(field, "field"))
 
     async def delete(self, key: str) -> int:
         """Delete a state.
@@ -279,7 +282,7 @@ class SharedState:
         Returns:
             How many were deleted, 0 or 1.
         """
-        return await self._store.remove(self._space, _name(key, "key"))
+        return await self._store.remove(self._space, name_of(key, "key"))
 
     async def exists(self, key: str) -> bool:
         """Say whether there is such a state.
@@ -290,7 +293,7 @@ class SharedState:
         Returns:
             Whether there is.
         """
-        return await self._store.exists(self._space, _name(key, "key"))
+        return await self._store.exists(self._space, name_of(key, "key"))
 
     async def list_states(self) -> list[str]:
         """List the states of this tenant and user, and of nobody else.
@@ -309,160 +312,22 @@ class SharedState:
         return await self._store.clear(self._space)
 
 
-class BlockingState:
-    """`SharedState` for threads and scripts: the same methods, blocking. It is what `SharedState.sync` gives.
+def make_state(store: Store, space: Space, loop: asyncio.AbstractEventLoop | None) -> SharedState:
+    """Make a `SharedState` of what was checked when it was bound.
 
-    In memory, calls are answered on the spot. Otherwise they run on the app's event loop, or where there is none on one
-    of this process's own, and give up after the store's deadline. On the thread of a running event loop they raise at
-    once, whatever the store.
+    Checking a protocol of so many methods costs more than several calls of the state.
 
     Args:
-        state: whose methods these are.
-    """
-
-    __slots__ = ("_state",)
-
-    def __init__(self, state: SharedState) -> None:
-        self._state = state
-
-    def __repr__(self) -> str:
-        return f"{self._state!r}.sync"
-
-    @property
-    def tenant_wide(self) -> "BlockingState":
-        """The states that all users of the tenant share."""
-        return BlockingState(self._state.tenant_wide)
-
-    def _run(self, call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        state = self._state
-        loop = state._loop if state._pid == os.getpid() else None  # a fork takes the loop along, but not its thread
-        return run_blocking(call, state._store, loop)
-
-    def upsert(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
-        """See `SharedState.upsert`."""
-        return self._run(lambda: self._state.upsert(key, data, ttl=ttl))
-
-    def replace(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
-        """See `SharedState.replace`."""
-        return self._run(lambda: self._state.replace(key, data, ttl=ttl))
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """See `SharedState.get`."""
-        return self._run(lambda: self._state.get(key))
-
-    def get_field(self, key: str, field: str, default: Any = None) -> Any:  # noqa: ANN401 - as there
-        """See `SharedState.get_field`."""
-        return self._run(lambda: self._state.get_field(key, field, default))
-
-    def update_field(self, key: str, field: str, value: Any, *, ttl: Ttl = KEEP) -> bool:  # noqa: ANN401 - as there
-        """See `SharedState.update_field`."""
-        return self._run(lambda: self._state.update_field(key, field, value, ttl=ttl))
-
-    def increment(self, key: str, field: str, by: float = 1) -> int | float:
-        """See `SharedState.increment`."""
-        return self._run(lambda: self._state.increment(key, field, by))
-
-    def modify(self, key: str, func: Callable[[dict[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
-        """See `SharedState.modify`."""
-        return self._run(lambda: self._state.modify(key, func))
-
-    def touch(self, key: str, ttl: float | None) -> bool:
-        """See `SharedState.touch`."""
-        return self._run(lambda: self._state.touch(key, ttl))
-
-    def ttl(self, key: str) -> float | None:
-        """See `SharedState.ttl`."""
-        return self._run(lambda: self._state.ttl(key))
-
-    def delete_field(self, key: str, field: str) -> int:
-        """See `SharedState.delete_field`."""
-        return self._run(lambda: self._state.delete_field(key, field))
-
-    def delete(self, key: str) -> int:
-        """See `SharedState.delete`."""
-        return self._run(lambda: self._state.delete(key))
-
-    def exists(self, key: str) -> bool:
-        """See `SharedState.exists`."""
-        return self._run(lambda: self._state.exists(key))
-
-    def list_states(self) -> list[str]:
-        """See `SharedState.list_states`."""
-        return self._run(self._state.list_states)
-
-    def clear_all_states(self) -> int:
-        """See `SharedState.clear_all_states`."""
-        return self._run(self._state.clear_all_states)
-
-
-def _name(name: object, what: str) -> str:
-    if type(name) is not str:
-        if not isinstance(name, str):
-            message = f"{what} must be a str, not {type(name).__qualname__}"
-            raise TypeError(message)
-        name = str.__str__(name)  # of a subclass, such as an enum
-    if not name:
-        message = f"{what} must not be empty"
-        raise ValueError(message)
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            message = f"{what} holds a lone surrogate, which is no character"
-            raise ValueError(message) from None
-    return name
-
-
-def _encoded(key: str, data: object) -> dict[str, bytes]:
-    if not isinstance(data, Mapping):
-        message = f"a state must be a mapping of values by field, not {type(data).__qualname__}"
-        raise TypeError(message)
-    return {
-        _name(field, "field"): encode(key, field, value) for field, value in cast("Mapping[str, Any]", data).items()
-    }
-
-
-def _decoded(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
-    return {field: decode(key, field, text) for field, text in fields.items()}
-
-
-def _time_to_live(ttl: Ttl) -> Ttl:
-    if ttl is not None and ttl is not KEEP:
-        check_ttl(ttl, "ttl")
-    return ttl
-
-
-@overload
-def current_state() -> SharedState: ...
-@overload
-def current_state(default: _T, /) -> SharedState | _T: ...
-def current_state(default: object = REQUIRED, /) -> object:
-    """Give the shared state of the tenant and user on whose behalf this code runs.
-
-    Args:
-        default: what to return where nothing is bound, instead of raising.
+        store: where the states are kept.
+        space: whose they are.
+        loop: the event loop for blocking calls; ``None`` for one of this process's own.
 
     Returns:
-        The `SharedState` of the bound tenant and user; where the user is ``None``, of the whole tenant.
-
-    Raises:
-        ContextNotBoundError: nothing is bound here, and there is no default.
-        StoreNotBoundError: an identity is bound here, but no store, and there is no default.
-        ContextClosedError: what is bound here was revoked, whatever the default.
+        The state.
     """
-    binding = current_binding()
-    if binding.state is not None:
-        return binding.state
-    binding.check("state")
-    tenant, store = binding.tenant, binding.services.store
-    if tenant is None or store is None:
-        if default is not REQUIRED:
-            return default
-        raise ContextNotBoundError("state") if tenant is None else StoreNotBoundError
-    state = SharedState(store, tenant, binding.user)
-    state._loop = app_loop(binding.services.app_loop)  # noqa: SLF001 - made here
-    binding.state = state
-    if binding.revoked:  # asked after the store above, or a thread could put back what a revocation took away
-        binding.state = None
-        binding.check("state")
+    state = SharedState.__new__(SharedState)
+    state._store = store  # noqa: SLF001 - made here, as those below
+    state._space = space  # noqa: SLF001
+    state._loop = loop  # noqa: SLF001
+    state._pid = os.getpid()  # noqa: SLF001
     return state

@@ -1,77 +1,22 @@
-"""States in this process's memory.
+"""The store itself."""
 
-Space by space, so that what belongs to one tenant and user is found without looking at anybody else's. What has a time
-to live also stands in a bucket, by the second of its end, and each call takes a few that are over out of the oldest
-bucket: memory comes back without a task of its own, no call pays for many, and what is removed before its end leaves
-nothing behind.
-"""
-
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from heapq import heapify, heappop, heappush
-from math import ceil, inf, isfinite
+from math import inf
 from threading import Lock
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from asgi_context._blocking import pause
 from asgi_context._limits import StateLimits, check_ttl
+from asgi_context._memory._ends import Ends
+from asgi_context._memory._entries import Counter, Entry, Home, Lease, State, bytes_of
+from asgi_context._memory._numbers import add
 from asgi_context._types import KEEP, Space, Ttl
 from asgi_context.errors import StateLimitError, StateNumberError
 
 _MOST_PURGED: Final = 8  # of what is over, in one call
 _MOST_ERASED: Final = 1000  # states, in one hold of the lock
-_MOST_STALE: Final = 1000  # seconds in which nothing ends any more, that are still in the heap
-_LEAST, _MOST = -(2**63), 2**63 - 1
-_INT: Final = re.compile(rb"-?[0-9]+")
-_FLOAT: Final = re.compile(rb"-?[0-9]+(\.[0-9]+)?([eE][+\-]?[0-9]+)?")
-
-
-class _Entry:
-    """What may have an end: a state, a counter or a lease."""
-
-    __slots__ = ("ends", "home", "key", "place")
-
-    def __init__(self, home: "_Home", place: "dict[str, Any]", key: str) -> None:
-        self.home = home
-        self.place = place  # the dictionary that it stands in
-        self.key = key
-        self.ends = inf
-
-
-class _State(_Entry):
-    __slots__ = ("fields", "version")
-
-    fields: dict[str, bytes]
-    version: int
-
-
-class _Counter(_Entry):
-    __slots__ = ("value",)
-
-    value: int
-
-
-class _Lease(_Entry):
-    __slots__ = ("name",)
-
-    name: str
-
-
-class _Home:
-    """What belongs to one space."""
-
-    __slots__ = ("counters", "leases", "space", "states")
-
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self.states: dict[str, _State] = {}
-        self.counters: dict[str, _Counter] = {}
-        self.leases: dict[str, dict[str, _Lease]] = {}  # by holder
-
-    def places(self) -> "list[dict[str, Any]]":
-        return [self.states, self.counters, *self.leases.values()]
 
 
 class MemoryStore:
@@ -109,13 +54,12 @@ class MemoryStore:
         self._limits = StateLimits() if limits is None else limits
         self._clock = clock
         self._lock = Lock()
-        self._tenants: dict[str, dict[str | None, _Home]] = {}
+        self._tenants: dict[str, dict[str | None, Home]] = {}
         self._states = 0
         self._bytes = 0  # counted only where there is a limit
         self._version = 0
         self._now = 0.0  # of the call that has the lock: nothing can end in the midst of one
-        self._buckets: dict[int, dict[_Entry, None]] = {}
-        self._due: list[int] = []  # a heap of their seconds, and of some that are no more
+        self._ends = Ends()
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {self._states} states of {len(self._tenants)} tenants>"
@@ -163,7 +107,7 @@ class MemoryStore:
         """Add to a number; see `Store`."""
         with self._lock:
             found = self._find(space, state)
-            total = _sum(None if found is None else found.fields.get(field), by)
+            total = add(None if found is None else found.fields.get(field), by)
             if isinstance(total, str):
                 raise StateNumberError(state, field, total)
             changes = {field: repr(total).encode()}
@@ -181,7 +125,7 @@ class MemoryStore:
                 self._drop(found)
             else:
                 if self._limits.total_bytes is not None:
-                    self._bytes -= _size(field, found.fields[field])
+                    self._bytes -= _text_size(field, found.fields[field])
                 del found.fields[field]
                 found.version = self._next_version()
             return 1
@@ -270,7 +214,7 @@ class MemoryStore:
                 if found is not None:
                     self._drop(found)
                 home = self._own_home(space)
-                found = home.counters[counter] = _Counter(home, home.counters, counter)
+                found = home.counters[counter] = Counter(home, home.counters, counter)
                 found.value = 0
                 self._let_end(found, window)
             found.value += by
@@ -280,7 +224,7 @@ class MemoryStore:
         """Take, or renew, one of a number of leases; see `Store`."""
         with self._lock:
             home = self._home(space)
-            holders: dict[str, _Lease] = {} if home is None else home.leases.get(lease, {})
+            holders: dict[str, Lease] = {} if home is None else home.leases.get(lease, {})
             for held in list(holders.values()):
                 if held.ends <= self._now:
                     self._drop(held)
@@ -289,7 +233,7 @@ class MemoryStore:
                     return False
                 home = self._own_home(space)
                 holders = home.leases.setdefault(lease, {})
-                held = holders[holder] = _Lease(home, holders, holder)
+                held = holders[holder] = Lease(home, holders, holder)
                 held.name = lease
             self._let_end(holders[holder], ttl)
             return True
@@ -307,24 +251,24 @@ class MemoryStore:
 
     # All below under the lock.
 
-    def _home(self, space: Space) -> _Home | None:
+    def _home(self, space: Space) -> Home | None:
         # At the beginning of every call, and only there.
         self._now = self._clock()
-        if self._due and self._due[0] <= self._now:
+        if self._ends.next <= self._now:
             self._purge(_MOST_PURGED)
         return self._look_up(space)
 
-    def _look_up(self, space: Space) -> _Home | None:
+    def _look_up(self, space: Space) -> Home | None:
         homes = self._tenants.get(space[0])
         return None if homes is None else homes.get(space[1])
 
-    def _own_home(self, space: Space) -> _Home:
+    def _own_home(self, space: Space) -> Home:
         home = self._look_up(space)
         if home is None:
-            home = self._tenants.setdefault(space[0], {})[space[1]] = _Home(space)
+            home = self._tenants.setdefault(space[0], {})[space[1]] = Home(space)
         return home
 
-    def _find(self, space: Space, state: str) -> _State | None:
+    def _find(self, space: Space, state: str) -> State | None:
         home = self._home(space)
         if home is None:
             return None
@@ -342,7 +286,7 @@ class MemoryStore:
             return found is None
 
     def _put(
-        self, space: Space, state: str, found: _State | None, fields: Mapping[str, bytes], ttl: Ttl, *, merge: bool
+        self, space: Space, state: str, found: State | None, fields: Mapping[str, bytes], ttl: Ttl, *, merge: bool
     ) -> None:
         kept: Mapping[str, bytes] = found.fields if merge and found is not None else {}
         over = self._over(space, state, found, kept, fields)
@@ -355,7 +299,7 @@ class MemoryStore:
             self._bytes += self._growth(state, found, kept, fields)
         if found is None:
             home = self._own_home(space)
-            found = home.states[state] = _State(home, home.states, state)
+            found = home.states[state] = State(home, home.states, state)
             found.fields = dict(fields)
             self._states += 1
             self._let_end(found, self._default_ttl if ttl is KEEP else ttl)
@@ -369,7 +313,7 @@ class MemoryStore:
         found.version = self._next_version()
 
     def _over(
-        self, space: Space, state: str, found: _State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]
+        self, space: Space, state: str, found: State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]
     ) -> str | None:
         limits = self._limits
         if len(kept) + len(fields) > limits.fields and len(kept.keys() | fields.keys()) > limits.fields:
@@ -387,56 +331,30 @@ class MemoryStore:
         return None
 
     @staticmethod
-    def _growth(state: str, found: _State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]) -> int:
-        growth = sum(_size(name, text) for name, text in fields.items())
+    def _growth(state: str, found: State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]) -> int:
+        growth = sum(_text_size(name, text) for name, text in fields.items())
         if found is None:
-            return growth + _length(state)
+            return growth + bytes_of(state)
         gone = (name for name in found.fields if name in fields or name not in kept)
-        return growth - sum(_size(name, found.fields[name]) for name in gone)
+        return growth - sum(_text_size(name, found.fields[name]) for name in gone)
 
     def _next_version(self) -> int:
         self._version += 1  # of the whole store: one that is made anew is another version than the one of before
         return self._version
 
-    def _let_end(self, entry: _Entry, ttl: float | None) -> None:
-        self._take_out(entry)
-        if ttl is None:
-            return
-        entry.ends = self._now + ttl
-        second = ceil(entry.ends)
-        bucket = self._buckets.get(second)
-        if bucket is None:
-            bucket = self._buckets[second] = {}
-            heappush(self._due, second)
-        bucket[entry] = None
-
-    def _take_out(self, entry: _Entry) -> None:
-        if entry.ends == inf:
-            return
-        second = ceil(entry.ends)
-        bucket = self._buckets[second]
-        del bucket[entry]
-        if not bucket:
-            del self._buckets[second]  # its second stays in the heap, until its time or until there are many such
-            if len(self._due) > 2 * len(self._buckets) + _MOST_STALE:
-                self._due = list(self._buckets)
-                heapify(self._due)
-        entry.ends = inf
+    def _let_end(self, entry: Entry, ttl: float | None) -> None:
+        self._ends.put(entry, inf if ttl is None else self._now + ttl)
 
     def _purge(self, most: int) -> None:
-        while most and self._due and self._due[0] <= self._now:
+        while most and self._ends.next <= self._now:
             most -= 1
-            bucket = self._buckets.get(self._due[0])
-            if bucket is None:
-                heappop(self._due)
-                continue
-            entry, _ = bucket.popitem()  # from its end: at the beginning, a dict that was deleted from is full of holes
-            bucket[entry] = None
-            self._drop(entry)
+            entry = self._ends.first()
+            if entry is not None:
+                self._drop(entry)
 
     def _purge_all(self) -> None:
         self._purge(sys.maxsize)
-        for entry in list(self._buckets.get(ceil(self._now), ())):
+        for entry in self._ends.in_second_of(self._now):
             if entry.ends <= self._now:
                 self._drop(entry)
 
@@ -444,26 +362,26 @@ class MemoryStore:
         there = done = 0
         while place and done < most:
             key, entry = place.popitem()  # as above
-            there += type(entry) is _State and entry.ends > self._now
+            there += type(entry) is State and entry.ends > self._now
             done += 1
             place[key] = entry
             self._drop(entry)
         return there, done
 
-    def _drop(self, entry: _Entry) -> None:
+    def _drop(self, entry: Entry) -> None:
         del entry.place[entry.key]
-        self._take_out(entry)
+        self._ends.take_out(entry)
         home = entry.home
-        if type(entry) is _State:
+        if type(entry) is State:
             self._states -= 1
             if self._limits.total_bytes is not None:
-                self._bytes -= _length(entry.key) + sum(_size(name, text) for name, text in entry.fields.items())
-        elif type(entry) is _Lease and not entry.place:
+                self._bytes -= entry.size()
+        elif type(entry) is Lease and not entry.place:
             home.leases.pop(entry.name, None)
         if not (home.states or home.counters or home.leases):
             self._forget(home)
 
-    def _forget(self, home: _Home) -> None:
+    def _forget(self, home: Home) -> None:
         tenant, user = home.space
         homes = self._tenants.get(tenant)
         if homes is not None and homes.get(user) is home:  # else it was erased
@@ -472,25 +390,5 @@ class MemoryStore:
                 del self._tenants[tenant]
 
 
-def _length(name: str) -> int:
-    return len(name) if name.isascii() else len(name.encode())
-
-
-def _size(name: str, text: bytes) -> int:
-    return _length(name) + len(text)
-
-
-def _sum(text: bytes | None, by: float) -> float | Literal["type", "overflow"]:
-    number: float
-    if text is None:
-        number = 0
-    elif _INT.fullmatch(text):
-        number = int(text)
-    elif _FLOAT.fullmatch(text):
-        number = float(text)
-    else:
-        return "type"
-    total = number + by
-    if type(total) is int:
-        return total if _LEAST <= total <= _MOST else "overflow"
-    return total if isfinite(total) else "overflow"
+def _text_size(name: str, text: bytes) -> int:
+    return bytes_of(name) + len(text)
