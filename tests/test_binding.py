@@ -285,7 +285,7 @@ def test_where_a_binding_was_revoked_another_can_be_entered() -> None:
 
 @pytest.mark.parametrize(
     ("read", "module", "makes"),
-    [(current_context, "_context", "ContextDraft"), (current_state, "_state", "SharedState")],
+    [(current_context, "_context", "ContextDraft"), (current_state, "_state._current", "make_state")],
     ids=["context", "state"],
 )
 def test_a_first_read_that_races_with_a_revocation_loses(

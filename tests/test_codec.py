@@ -513,6 +513,15 @@ def test_little_stack_that_is_left_is_an_error_of_states() -> None:
                 assert "deep" in error.reason
 
 
+def test_an_encoder_that_has_too_little_stack_left_is_an_error_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dumps(_tree: Any) -> bytes:
+        raise RecursionError
+
+    monkeypatch.setattr(encoder, "dumps", dumps)
+    with pytest.raises(StateSerializationError, match=r"^state 's', field 'f': nested deeper than the stack"):
+        encode("s", "f", [1])
+
+
 # What is refused.
 
 
