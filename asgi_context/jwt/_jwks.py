@@ -1,0 +1,264 @@
+"""Key sets that an issuer publishes (RFC 7517, section 5), fetched when they are needed and kept for a while."""
+
+import asyncio
+import importlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from math import ceil
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+from asgi_context.errors import RequestRejected, UnsupportedLoopError
+from asgi_context.jwt._keys import Check, KeyRing, import_key
+from asgi_context.jwt._refused import TokenRefusedError, UnknownKeyError
+from asgi_context.jwt._token import read_object
+
+Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]
+"""Takes the URL and gives the body of the answer, or raises."""
+
+_log = logging.getLogger("asgi_context")
+_OK: Final = 200
+_AHEAD: Final = 0.8  # of the time to live; then a refresh begins that nobody waits for
+_LONGEST_PAUSE: Final = 300.0  # seconds, between two attempts that fail
+
+
+class JWKSClient:
+    """The keys of an issuer, from its JWKS URL.
+
+    They are fetched once however many ask at the same time, and a client that hangs up does not cancel that. Where the
+    issuer cannot be reached, the keys that are there are used for a while longer; without any, requests are answered
+    with 503 and ``Retry-After``. Whatever an answer of the issuer holds that must not be there (a shared secret, two
+    keys of one name, more than ``max_keys``, repeated members) makes it a failed attempt, which is logged.
+
+    Args:
+        url: where the key set is, ``https``.
+        fetch: fetches the body, in place of httpx (or httpx2): takes the URL and may raise whatever it likes.
+        algorithms: which algorithms are allowed; ``None`` for all that the keys are for.
+        ttl: how long a key set is used, in seconds; a new one is fetched ahead of its end.
+        stale: how much longer it is used while the issuer cannot be reached, in seconds.
+        cooldown: the least time between two attempts, in seconds; doubled with each that fails, up to 5 minutes. A token
+            that names an unknown key has the keys fetched, but no more often than this.
+        timeout: how long an attempt may take, in seconds.
+        max_bytes: the longest body.
+        max_keys: the most keys in it.
+        allow_http: whether the URL may be ``http``, for tests and for a sidecar on the same machine.
+        clock: gives the time in seconds, and never goes back.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: the URL is not ``https``, or a number is not positive.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        fetch: Fetch | None = None,
+        algorithms: frozenset[str] | None = None,
+        ttl: float = 600,
+        stale: float = 3600,
+        cooldown: float = 10,
+        timeout: float = 5,
+        max_bytes: int = 256 * 1024,
+        max_keys: int = 100,
+        allow_http: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if type(url) is not str:
+            message = f"url must be a str, not {type(url).__qualname__}"
+            raise TypeError(message)
+        parts = urlsplit(url)
+        if parts.scheme not in ({"https", "http"} if allow_http else {"https"}) or not parts.hostname:
+            message = f"url must be an https URL, not {url!r}; allow_http=True is for tests"
+            raise ValueError(message)
+        positive = {"ttl": ttl, "cooldown": cooldown, "timeout": timeout, "max_bytes": max_bytes, "max_keys": max_keys}
+        for option, value in positive.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                message = f"{option} must be a number, not {type(value).__qualname__}"
+                raise TypeError(message)
+            if not 0 < value < float("inf"):
+                message = f"{option} must be more than 0, and finite, not {value!r}"
+                raise ValueError(message)
+        if not 0 <= stale < float("inf"):
+            message = f"stale must be at least 0, and finite, not {stale!r}"
+            raise ValueError(message)
+        self.url = url
+        self.generation = 0
+        """Counts how often a key has gone."""
+        self.due = 0.0
+        """When the keys should be looked after again, by the clock."""
+        self._fetch = fetch
+        self._algorithms = algorithms
+        self._ttl, self._stale, self._cooldown, self._timeout = ttl, stale, cooldown, timeout
+        self._max_bytes, self._max_keys = max_bytes, max_keys
+        self.clock = clock
+        self._http: Any = None
+        self._ring: KeyRing | None = None
+        self._fetched = 0.0
+        self._next = float("-inf")  # the earliest time of the next attempt
+        self._failures = 0
+        self._flight: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the two above
+
+    def __repr__(self) -> str:
+        return f"JWKSClient({self.url!r})"
+
+    async def open(self) -> None:
+        """Begin to fetch the keys, without waiting for them: an issuer that is down must not keep the app from starting."""
+        self._start(self.clock())
+
+    async def close(self) -> None:
+        """End what is being fetched, and forget the connection; the keys are kept."""
+        if self._loop is not asyncio.get_running_loop():
+            self._flight = self._http = None  # they ended with their event loop
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.cancel()
+            await asyncio.wait({flight})
+        http, self._http = self._http, None
+        if http is not None:
+            await http.aclose()
+
+    async def find(self, key_id: str | None, algorithm: str) -> Check:
+        """Find the key of a token.
+
+        Args:
+            key_id: how the token calls it; ``None`` where it does not.
+            algorithm: the algorithm that the token names.
+
+        Returns:
+            How its signature is checked.
+
+        Raises:
+            TokenRefusedError: there is no such key, or it is for other algorithms.
+            RequestRejected: the keys cannot be had (503).
+        """
+        ring = await self.keys()
+        try:
+            return ring.find(key_id, algorithm)
+        except UnknownKeyError:
+            if not await self._attempt(self.clock()):
+                raise
+            return (await self.keys()).find(key_id, algorithm)
+
+    async def keys(self) -> KeyRing:
+        """Give the keys, fetched if need be.
+
+        Returns:
+            They.
+
+        Raises:
+            RequestRejected: they cannot be had (503).
+        """
+        now = self.clock()
+        if self._ring is None or (now >= self._fetched + self._ttl and not self._failures):
+            await self._attempt(now)
+            now = self.clock()
+        elif now >= self.due:
+            self._start(now)
+        if self._ring is not None and now >= self._fetched + self._ttl + self._stale:
+            self._ring = None
+            self.generation += 1
+        if self._ring is None:
+            wait = max(1, ceil(self._next - now))
+            raise RequestRejected(503, "keys_unavailable", headers=[("retry-after", str(wait))])
+        return self._ring
+
+    async def _attempt(self, now: float) -> bool:
+        flight = self._start(now)
+        if flight is None:
+            return False
+        # Not the task itself, which a client that hangs up would cancel for all that wait.
+        await asyncio.wait({flight})
+        return True
+
+    def _start(self, now: float) -> "asyncio.Task[None] | None":
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise UnsupportedLoopError("fetching the keys of tokens") from None
+        if self._loop is not loop:
+            self._loop = loop
+            self._flight = self._http = None
+        if self._flight is not None and not self._flight.done():
+            return self._flight
+        if now < self._next:
+            return None
+        self._next = self.due = now + self._cooldown
+        # In a Context of its own: it is nobody's, and must not hold what the first who asks has bound.
+        self._flight = loop.create_task(self._refresh(), context=Context())
+        return self._flight
+
+    async def _refresh(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                body = await (self._fetch or self._get)(self.url)
+            ring = self._read(body)
+        except Exception as error:  # noqa: BLE001 - whatever the network, the issuer or the user's fetch does
+            self._failures += 1
+            now = self.clock()
+            self._next = self.due = now + min(self._cooldown * 2 ** min(self._failures - 1, 16), max(_LONGEST_PAUSE, self._cooldown))
+            reason = error.reason if isinstance(error, TokenRefusedError) else f"{type(error).__name__}"
+            _log.warning("the keys of %s could not be fetched: %s", urlsplit(self.url).hostname, reason)
+            return
+        self._failures = 0
+        self._fetched = self.clock()
+        self.due = self._fetched + self._ttl * _AHEAD
+        if self._ring is not None and not self._ring.materials <= ring.materials:
+            self.generation += 1
+        self._ring = ring
+
+    async def _get(self, url: str) -> bytes:
+        if self._http is None:
+            self._http = _client(self._timeout)
+        body = bytearray()
+        # Without compression: a small answer could become a large one.
+        async with self._http.stream("GET", url, headers={"accept-encoding": "identity"}) as answer:
+            if answer.status_code != _OK:
+                raise TokenRefusedError(f"the answer has the status {answer.status_code}")  # noqa: EM102 - a number
+            async for part in answer.aiter_raw():
+                body += part
+                if len(body) > self._max_bytes:
+                    break
+        return bytes(body)
+
+    def _read(self, body: bytes) -> KeyRing:
+        if len(body) > self._max_bytes:
+            raise TokenRefusedError("the answer is too large")
+        entries = read_object(body, "the key set").get("keys")
+        if type(entries) is not list:
+            raise TokenRefusedError("the answer is no key set")
+        keys: list[Any] = entries  # pyright: ignore[reportUnknownVariableType]
+        if len(keys) > self._max_keys:
+            raise TokenRefusedError("the answer has too many keys")
+        usable: list[Any] = []
+        names: set[object] = set()
+        for data in keys:
+            if type(data) is not dict:
+                raise TokenRefusedError("a key is no JSON object")
+            if data.get("kty") == "oct":
+                raise TokenRefusedError("a secret stands where everybody can read it")
+            name = data.get("kid")
+            if name is not None and (type(name) is not str or name in names):
+                raise TokenRefusedError("two keys have the same kid")
+            names.add(name)
+            try:
+                usable.append(import_key(data, self._algorithms, secret=False))
+            except ValueError as error:
+                # RFC 7517, section 5: what is not understood is ignored; keys for encryption are not for us.
+                _log.debug("a key of %s is not used: %s", urlsplit(self.url).hostname, error)
+        if not usable:
+            raise TokenRefusedError("no key of it can be used")
+        return KeyRing(usable)
+
+
+def _client(timeout: float) -> Any:  # noqa: ANN401, ASYNC109 - of whichever is installed
+    for name in ("httpx", "httpx2"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        return module.AsyncClient(timeout=timeout, follow_redirects=False)
+    raise ImportError("fetching keys needs httpx: install asgi-tenant-context[jwt], or give fetch=")

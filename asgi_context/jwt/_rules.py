@@ -1,0 +1,76 @@
+"""What the claims of a token must say (RFC 7519, section 4.1; RFC 8725)."""
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from asgi_context.jwt._refused import TokenRefusedError
+
+_PREFIX: Final = "application/"
+
+
+class Rules(NamedTuple):
+    """What the claims of an issuer's tokens must say."""
+
+    issuer: str | None
+    audiences: frozenset[str]
+    kinds: frozenset[str | None]
+    """The values of ``typ`` that are allowed, lower case, without ``application/``; ``None`` for its absence."""
+    required: tuple[str, ...]
+    leeway: float
+
+    def check(self, kind: str | None, claims: Mapping[str, Any], now: float) -> float:
+        """Check a token.
+
+        Args:
+            kind: its ``typ``.
+            claims: its claims.
+            now: the time, in seconds since the epoch.
+
+        Returns:
+            When it expires, in seconds since the epoch, with the leeway.
+
+        Raises:
+            TokenRefusedError: something is not as it must be.
+        """
+        if (None if kind is None else kind.lower().removeprefix(_PREFIX)) not in self.kinds:  # RFC 7515, section 4.1.9
+            raise TokenRefusedError("its typ is not allowed")
+        if self.issuer is not None and claims.get("iss") != self.issuer:
+            raise TokenRefusedError("it is of another issuer")
+        if self.audiences and not self._is_for_us(claims.get("aud")):
+            raise TokenRefusedError("it is for another audience")
+        if type(claims.get("sub", "")) is not str:
+            raise TokenRefusedError("its sub is no string")
+        for name in self.required:
+            if claims.get(name) is None:
+                raise TokenRefusedError("it lacks a claim that is required")
+        expires_at = _moment(claims, "exp")
+        if expires_at is None:
+            raise TokenRefusedError("it has no exp")
+        if expires_at + self.leeway <= now:
+            raise TokenRefusedError("it has expired")
+        for name in ("nbf", "iat"):
+            moment = _moment(claims, name)
+            if moment is not None and moment - self.leeway > now:
+                raise TokenRefusedError(f"its {name} is in the future")  # noqa: EM102 - one of the two
+        return expires_at + self.leeway
+
+    def _is_for_us(self, audience: object) -> bool:
+        if type(audience) is str:
+            return audience in self.audiences
+        if type(audience) is not list:
+            return False
+        named: list[object] = audience  # pyright: ignore[reportUnknownVariableType]
+        return all(type(name) is str for name in named) and not self.audiences.isdisjoint(named)
+
+
+def _moment(claims: Mapping[str, Any], name: str) -> float | None:
+    if name not in claims:
+        return None
+    value = claims[name]
+    # RFC 7519, section 2: NumericDate. More than this many seconds no clock shows, and a float could not hold.
+    if (type(value) is not int and type(value) is not float) or not 0 <= value < _LAST:
+        raise TokenRefusedError(f"its {name} is no time")  # noqa: EM102 - one of three
+    return value
+
+
+_LAST: Final = 2**53
