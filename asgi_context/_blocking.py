@@ -68,9 +68,7 @@ def app_loop(known: AppLoop | None) -> AppLoop | None:
     return known if known is not None and known.loop is running else AppLoop(running)
 
 
-def run_blocking(
-    call: Callable[[], Coroutine[Any, Any, _T]], store: object, known: AppLoop | None
-) -> _T:
+def run_blocking(call: Callable[[], Coroutine[Any, Any, _T]], store: object, known: AppLoop | None) -> _T:
     """Run a coroutine to its end, and wait for it.
 
     Args:
