@@ -23,22 +23,36 @@ class AppLoop:
         loop: the loop, where it is known already.
     """
 
+    __slots__ = ("_pid", "loop")
+
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.loop = loop
+        self._pid = os.getpid()
 
     def open(self) -> None:
         """Note the loop that runs; under trio there is none."""
+        self._pid = os.getpid()
         try:
             self.loop = asyncio.get_running_loop()
         except RuntimeError:
             self.loop = None
+
+    def usable(self) -> asyncio.AbstractEventLoop | None:
+        """Give the loop, where calls can be run on it.
+
+        Returns:
+            The loop; ``None`` where there is none, or it is closed, or in another process: a fork takes the loop along,
+            but not the thread that it runs in.
+        """
+        loop = self.loop
+        return None if loop is None or loop.is_closed() or self._pid != os.getpid() else loop
 
     def close(self) -> None:
         """Forget it."""
         self.loop = None
 
 
-def app_loop(known: AppLoop | None) -> asyncio.AbstractEventLoop | None:
+def app_loop(known: AppLoop | None) -> AppLoop | None:
     """Find the loop on which blocking calls of a state are to run.
 
     Args:
@@ -48,20 +62,19 @@ def app_loop(known: AppLoop | None) -> asyncio.AbstractEventLoop | None:
         The one that runs in this thread, else the app's.
     """
     try:
-        return asyncio.get_running_loop()
+        running = asyncio.get_running_loop()
     except RuntimeError:
-        return None if known is None else known.loop
+        return known
+    return known if known is not None and known.loop is running else AppLoop(running)
 
 
-def run_blocking(
-    call: Callable[[], Coroutine[Any, Any, _T]], store: object, loop: asyncio.AbstractEventLoop | None
-) -> _T:
+def run_blocking(call: Callable[[], Coroutine[Any, Any, _T]], store: object, known: AppLoop | None) -> _T:
     """Run a coroutine to its end, and wait for it.
 
     Args:
         call: makes the coroutine.
         store: whose coroutine it is.
-        loop: where to run it; without one, or if it is closed, on a loop of this process's own.
+        known: where to run it; without a loop that is usable, on one of this process's own.
 
     Returns:
         What it returns.
@@ -74,8 +87,7 @@ def run_blocking(
         raise StateBlockingError
     if getattr(store, "immediate", False):
         return _run_at_once(call())
-    if loop is None or loop.is_closed():
-        loop = _background.loop()
+    loop = (None if known is None else known.usable()) or _background.loop()
     answer: _T = _Call(loop, call).wait(getattr(store, "deadline", _DEADLINE))
     return answer
 

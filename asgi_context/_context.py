@@ -358,7 +358,7 @@ def bind_context(
 
 def _services_with(store: Store, outer: Services) -> Services:
     # The app's event loop is not noted where its own store needs none.
-    return outer._replace(store=store, app_loop=AppLoop(app_loop(outer.app_loop)))
+    return outer._replace(store=store, app_loop=app_loop(outer.app_loop))
 
 
 def unbound_context() -> UnboundBlock:

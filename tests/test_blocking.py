@@ -749,7 +749,7 @@ async def test_a_call_that_is_late_is_cancelled_and_the_store_is_told_unavailabl
 
 def state_here(state: SharedState) -> SharedState:
     """Let a state that was made by hand use the loop that runs here, as `current_state` does."""
-    state._loop = asyncio.get_running_loop()
+    state._loop = blocking.AppLoop(asyncio.get_running_loop())
     return state
 
 
@@ -930,7 +930,7 @@ def test_where_the_apps_loop_is_closed_the_process_has_its_own() -> None:
     store = WaitingStore()
     state = noted(store)
     assert state._loop is not None
-    assert state._loop.is_closed()
+    assert state._loop.loop.is_closed()
     assert state.sync.upsert("s", {"a": 1}) is True
     assert [asked.thread.name for asked in store.asked] == ["asgi_context-background"]
 
@@ -939,10 +939,10 @@ def test_where_the_apps_loop_is_stopped_it_is_unavailable_after_the_deadline() -
     store = WaitingStore(deadline=AT_ONCE)
     state = SharedState(store, "acme")
     with nothing_is_left_unawaited():
-        state._loop = asyncio.new_event_loop()
+        state._loop = blocking.AppLoop(asyncio.new_event_loop())
         with pytest.raises(StateUnavailableError, match="within"):
             state.sync.get("s")
-        state._loop.close()
+        state._loop.loop.close()
         state._loop = None
     assert store.asked == []
 
@@ -950,7 +950,8 @@ def test_where_the_apps_loop_is_stopped_it_is_unavailable_after_the_deadline() -
 def test_a_loop_that_was_stopped_and_goes_on_drops_what_was_given_up() -> None:
     store = WaitingStore(deadline=AT_ONCE)
     state = SharedState(store, "acme")
-    state._loop = loop = asyncio.new_event_loop()
+    loop = asyncio.new_event_loop()
+    state._loop = blocking.AppLoop(loop)
     with nothing_is_left_unawaited():
         with pytest.raises(StateUnavailableError, match="within"):
             state.sync.get("s")
@@ -982,7 +983,7 @@ class ClosingLoop:
 
 def test_where_the_apps_loop_ends_just_then_it_is_unavailable() -> None:
     state: Any = SharedState(WaitingStore(), "acme")
-    state._loop = ClosingLoop(None, 0)
+    state._loop = blocking.AppLoop(ClosingLoop(None, 0))
     with nothing_is_left_unawaited(), pytest.raises(StateUnavailableError, match="loop that would ask it has ended"):
         state.sync.get("s")
 
@@ -990,7 +991,7 @@ def test_where_the_apps_loop_ends_just_then_it_is_unavailable() -> None:
 def test_where_the_apps_loop_ends_before_the_deadline_it_is_unavailable() -> None:
     state: Any = SharedState(WaitingStore(deadline=AT_ONCE), "acme")
     loop = asyncio.new_event_loop()
-    state._loop = ClosingLoop(loop, 1)
+    state._loop = blocking.AppLoop(ClosingLoop(loop, 1))
     with nothing_is_left_unawaited():
         with pytest.raises(StateUnavailableError, match="within"):
             state.sync.get("s")
@@ -1056,7 +1057,7 @@ def test_an_interrupt_between_asking_and_waiting_ends_the_call() -> None:
     # The loop that this process has for itself.
     asking = WaitingStore()
     SharedState(asking, "acme").sync.get("s")
-    state._loop = Interrupted(asking.asked[0].loop, 10)
+    state._loop = blocking.AppLoop(Interrupted(asking.asked[0].loop, 10))
     with pytest.raises(KeyboardInterrupt):
         state.sync.get("s")
     try:
@@ -1259,19 +1260,46 @@ def test_a_fork_in_the_middle_of_a_call_leaves_both_sides_whole() -> None:
 
 
 @needs_fork
-def test_after_a_fork_the_loop_of_the_parents_app_is_not_waited_for() -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "kept.sync",
+        "kept.tenant_wide.sync",
+        "kept.sync.tenant_wide",
+        "current_state().sync",
+        "bind_context(Identity('acme', 'ann')).run(lambda: current_state().sync)",
+        "bind_context(Identity('acme', 'ann'), store=store).run(lambda: current_state().sync)",
+    ],
+)
+def test_after_a_fork_the_loop_of_the_parents_app_is_not_waited_for(asked: str) -> None:
     """It was taken along as an object, but runs in the parent alone."""
-    said = script("""
+    said = script(
+        """
+        from contextvars import copy_context
+
+        class Inside:
+            def __init__(self, *args, **kwargs):
+                self.block = bind(*args, **kwargs)
+
+            def run(self, call):
+                with self.block:
+                    return call()
+
+        bind = bind_context
+
         async def main():
-            with bind_context(Identity("acme", "ann"), store=store):
+            with bind(Identity("acme", "ann"), store=store):
                 kept = current_state()
+            with bind(Identity("acme", "bob"), store=store):  # whose state nobody has asked for yet
+                context = copy_context()
 
             def fork():
                 store.deadline = 5
                 child = os.fork()
                 if not child:
+                    bind_context = Inside
                     try:
-                        say("child", kept.sync.upsert("s", {"a": 1}))
+                        say("child", context.run(lambda: ASKED).upsert("s", {"a": 1}))
                     except BaseException as error:
                         say("child", type(error).__name__)
                     os._exit(0)
@@ -1281,7 +1309,8 @@ def test_after_a_fork_the_loop_of_the_parents_app_is_not_waited_for() -> None:
             say("parent", await asyncio.to_thread(kept.sync.get, "s"))
 
         asyncio.run(main())
-    """)
+    """.replace("ASKED", asked)
+    )
     assert said == ["child True", "child ended with 0", "parent None"]
 
 

@@ -688,6 +688,22 @@ async def test_in_an_app_it_is_the_apps_store(store: Any) -> None:
     assert await SharedState(store, "acme", "ann").get("s") == {"path": "/a"}
 
 
+async def test_two_fields_of_one_name_are_refused(state: SharedState) -> None:
+    """A dict may hold both, where a subclass of str has another idea of what is equal."""
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+    for call in (state.upsert, state.replace):
+        with pytest.raises(ValueError, match="two fields have the same name"):
+            await call("s", {Name("a"): 1, Name("a"): 2})
+    assert await state.get("s") is None
+
+
 def test_what_is_held_holds_no_request() -> None:
     """A state that outlives its request pins neither its values nor its scope."""
 

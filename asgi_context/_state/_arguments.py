@@ -57,9 +57,12 @@ def encoded(key: str, data: object) -> dict[str, bytes]:
     if not isinstance(data, Mapping):
         message = f"a state must be a mapping of values by field, not {type(data).__qualname__}"
         raise TypeError(message)
-    return {
-        name_of(field, "field"): encode(key, field, value) for field, value in cast("Mapping[str, Any]", data).items()
-    }
+    fields = cast("Mapping[str, Any]", data)
+    texts = {name_of(field, "field"): encode(key, field, value) for field, value in fields.items()}
+    if len(texts) != len(fields):  # of a subclass of str that has another idea of what is equal
+        message = "two fields have the same name"
+        raise ValueError(message)
+    return texts
 
 
 def time_to_live(ttl: Ttl) -> Ttl:

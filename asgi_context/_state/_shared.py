@@ -1,13 +1,11 @@
 """The states themselves."""
 
-import asyncio
-import os
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from math import inf, isfinite
 from typing import Any, Final, TypeVar
 
-from asgi_context._blocking import pause, run_blocking
+from asgi_context._blocking import AppLoop, pause, run_blocking
 from asgi_context._callables import runs_later
 from asgi_context._codec import decode, decode_all, encode
 from asgi_context._limits import check_ttl
@@ -47,7 +45,7 @@ class SharedState:
         ValueError: tenant or user is empty.
     """
 
-    __slots__ = ("_loop", "_pid", "_space", "_store")
+    __slots__ = ("_loop", "_space", "_store")
 
     def __init__(self, store: Store, tenant: str, user: str | None = None) -> None:
         check_store(store)
@@ -55,9 +53,8 @@ class SharedState:
         if user is not None:
             user = name_of(user, "user")
         self._store = store
-        self._pid = os.getpid()
         self._space: Space = (tenant, user)
-        self._loop: asyncio.AbstractEventLoop | None = None  # of the app, where there is one
+        self._loop: AppLoop | None = None
 
     def __repr__(self) -> str:
         tenant, user = self._space
@@ -74,8 +71,7 @@ class SharedState:
         return BlockingState(self, self._block)
 
     def _block(self, call: Callable[[], Coroutine[Any, Any, _T]], /) -> _T:
-        loop = self._loop if self._pid == os.getpid() else None  # a fork takes the loop along, but not its thread
-        return run_blocking(call, self._store, loop)
+        return run_blocking(call, self._store, self._loop)
 
     async def upsert(self, key: str, data: Mapping[str, Any], *, ttl: Ttl = KEEP) -> bool:
         """Merge fields into a state, which is made where there is none.
@@ -312,7 +308,7 @@ class SharedState:
         return await self._store.clear(self._space)
 
 
-def make_state(store: Store, space: Space, loop: asyncio.AbstractEventLoop | None) -> SharedState:
+def make_state(store: Store, space: Space, loop: AppLoop | None) -> SharedState:
     """Make a `SharedState` of what was checked when it was bound.
 
     Checking a protocol of so many methods costs more than several calls of the state.
@@ -329,5 +325,4 @@ def make_state(store: Store, space: Space, loop: asyncio.AbstractEventLoop | Non
     state._store = store  # noqa: SLF001 - made here, as those below
     state._space = space  # noqa: SLF001
     state._loop = loop  # noqa: SLF001
-    state._pid = os.getpid()  # noqa: SLF001
     return state
