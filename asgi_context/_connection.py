@@ -16,7 +16,7 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any, Final, cast
 
@@ -35,6 +35,7 @@ from asgi_context._resources import Resources
 from asgi_context._types import Message, Receive, Scope, Send
 from asgi_context.errors import (
     ConnectionClosedError,
+    ConnectionNotBoundError,
     RequestRejected,
     ResourceCloseError,
     UnsupportedLoopError,
@@ -108,8 +109,42 @@ class Connection:
             except RuntimeError:
                 raise UnsupportedLoopError("closing a WebSocket when its identity expires") from None
             self._watch(binding.expires_at)
-        if message is not None:  # last, since one that is refused above must not be found
-            binding.connection = self
+        binding.connection = self  # last, since one that is refused above must not be found
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether its messages say who asks."""
+        return self._extractor is not None
+
+    def renew(self, identity: Identity, same: Iterable[str]) -> None:
+        """Let it go on until another proof of the same expires; what is bound stays as it is.
+
+        Args:
+            identity: what the other proof says.
+            same: names of claims that must be there and the same, besides tenant and user.
+
+        Raises:
+            RequestRejected: it stands for somebody else.
+            ConnectionNotBoundError: the connection's identity does not expire.
+            ConnectionClosedError: it was closed by this package.
+        """
+        own, rest = self._own, self._rest
+        if own is None or own.expires_at is None or identity.expires_at is None:
+            raise ConnectionNotBoundError
+        if self._closed is not None:
+            raise ConnectionClosedError(*self._closed)
+        if identity.tenant != own.tenant:
+            raise RequestRejected(403, "tenant_mismatch")
+        if identity.user != own.user or any(
+            own.claims.get(n) is None or own.claims[n] != identity.claims.get(n) for n in same
+        ):
+            raise RequestRejected(403, "user_mismatch")
+        self._own = Identity(own.tenant, own.user, own.claims, identity.expires_at)
+        if rest is not None:
+            rest.expires_at = identity.expires_at
+        if not self._over and self._timer is not None:
+            self._timer.cancel()
+            self._watch(identity.expires_at)
 
     @property
     def receive(self) -> Receive:

@@ -25,7 +25,7 @@ class MessageBlock:
             message = "a message_context block can be entered once: call message_context() for each `async with`"
             raise RuntimeError(message)
         connection: Connection | None = current_binding().connection
-        if connection is None:
+        if connection is None or not connection.has_messages:
             raise MessagesNotBoundError
         self._block = Block(await connection.identify(event))
         self._block.enter()

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
@@ -30,7 +30,9 @@ from asgi_context._options import (
     challenging,
     check_hooks,
     check_missing,
+    check_origin,
     is_preflight,
+    origins_of,
     seconds,
     source_of,
     workers_of,
@@ -85,6 +87,9 @@ class ContextMiddleware:
         on_reject: takes the `RequestRejected` and the scope, and returns an ASGI app that gives another answer, in
             terms of HTTP also for a WebSocket, or ``None`` for the usual one.
         echo_request_id: name of the header by which every answer carries the request id, such as ``"x-request-id"``.
+        websocket_origins: from which pages browsers may open a WebSocket, such as ``["https://app.example.com"]``; from
+            others it is refused with 403. The same-origin policy does not hold for WebSockets, so without this any page
+            may open one with the cookies of whoever looks at it.
 
     Raises:
         TypeError: an option is of the wrong type, or options do not go together.
@@ -109,6 +114,7 @@ class ContextMiddleware:
         close_timeout: float = 10,
         on_reject: OnReject | None = None,
         echo_request_id: str | None = None,
+        websocket_origins: Collection[str] | None = None,
     ) -> None:
         if not callable(app):
             message = f"app must be an ASGI app, not {type(app).__qualname__}"
@@ -152,6 +158,7 @@ class ContextMiddleware:
         if missing == "reject" and source is not None:
             code = "tenant_missing" if tenant is not None else "identity_missing"
             self._absent = 401 if self._challenges else 400, code
+        self._origins = origins_of(websocket_origins, source)
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
@@ -241,6 +248,8 @@ class ContextMiddleware:
                     if exempt is not True and exempt is not False:
                         raise ExtractorTypeError("exempt", type(exempt).__qualname__, "bool")  # noqa: TRY301
                 if not exempt:
+                    if kind == "websocket" and self._origins is not None:
+                        check_origin(headers, self._origins)
                     if not alone and not self._lifespan.ready:
                         await self._lifespan.open()
                     found = self._scan(headers)

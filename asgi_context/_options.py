@@ -1,6 +1,7 @@
 """What `ContextMiddleware` is given, checked and made ready."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Literal
 
 from asgi_context._callables import runs_later
@@ -125,6 +126,54 @@ def source_of(
             raise TypeError("give identity=, tenant= or message=: nothing says who asks")
         return None
     return identity_from(tenant=tenant, user=user)
+
+
+def origins_of(origins: Collection[str] | None, source: Extractor | None) -> frozenset[bytes] | None:
+    """Make the origins of the option ``websocket_origins`` ready.
+
+    Args:
+        origins: what was given.
+        source: the extractor of identities.
+
+    Returns:
+        The values that ``Origin`` may have; ``None`` for any.
+
+    Raises:
+        TypeError: it is no collection of str.
+        ValueError: one is no origin, or there are none although an extractor needs them.
+    """
+    if origins is None:
+        for part in parts_of([] if source is None else [source]):
+            if getattr(part, "needs_origins", False):
+                message = f"{part!r} reads a cookie, which browsers send from any page: give websocket_origins="
+                raise ValueError(message)
+        return None
+    if isinstance(origins, str | bytes) or not isinstance(origins, Collection):
+        message = f"websocket_origins must be a collection of origins, not {origins!r}"
+        raise TypeError(message)
+    for origin in origins:
+        if type(origin) is not str or _ORIGIN.fullmatch(origin) is None:
+            message = f"websocket_origins: an origin is like 'https://app.example.com', lower case, not {origin!r}"
+            raise ValueError(message)
+    return frozenset(origin.encode() for origin in origins)
+
+
+def check_origin(headers: Iterable[tuple[bytes, bytes]], origins: frozenset[bytes]) -> None:
+    """Check from which page a WebSocket is opened.
+
+    Args:
+        headers: its headers.
+        origins: the values that ``Origin`` may have (RFC 6454, section 6.2). A request without it is from no browser.
+
+    Raises:
+        RequestRejected: it comes from elsewhere, or it is not clear from where (403).
+    """
+    given = [value for name, value in headers if name.lower() == b"origin"]
+    if len(given) > 1 or (given and given[0] not in origins):
+        raise RequestRejected(403, "origin_forbidden")
+
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.\-]*://(\[[0-9a-f:.]+\]|[a-z0-9.\-]+)(:[0-9]{1,5})?")
 
 
 def is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:

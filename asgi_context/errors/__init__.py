@@ -5,7 +5,8 @@
     AsgiContextError
     ├── ContextNotBoundError (LookupError)      nothing is bound here
     │   ├── StoreNotBoundError                  an identity is bound, but no store
-    │   └── MessagesNotBoundError               no WebSocket is bound whose messages say who asks
+    │   ├── MessagesNotBoundError               no WebSocket is bound whose messages say who asks
+    │   └── ConnectionNotBoundError             no WebSocket is bound whose identity expires
     ├── ContextClosedError (RuntimeError)       what was bound here has ended
     ├── ConnectionClosedError (OSError)         the middleware has closed this WebSocket
     ├── RequestRejected                         raised by an extractor to refuse a request
@@ -38,6 +39,7 @@ Wrong arguments are plain ``TypeError`` and ``ValueError``.
 """
 
 from asgi_context.errors._binding import (
+    ConnectionNotBoundError,
     ContextClosedError,
     ContextNotBoundError,
     MessagesNotBoundError,
@@ -82,6 +84,7 @@ from asgi_context.errors._work import (
 __all__ = [
     "AsgiContextError",
     "ConnectionClosedError",
+    "ConnectionNotBoundError",
     "ContextClosedError",
     "ContextNotBoundError",
     "ExtractorError",

@@ -49,6 +49,19 @@ class MessagesNotBoundError(ContextNotBoundError):
         )
 
 
+class ConnectionNotBoundError(ContextNotBoundError):
+    """No WebSocket connection is bound here whose identity expires."""
+
+    def __init__(self, wanted: str = "connection") -> None:
+        super().__init__(wanted)
+
+    def __str__(self) -> str:
+        return (
+            "no WebSocket connection is bound here whose identity expires: it is renewed in what the connection's app "
+            "calls or starts"
+        )
+
+
 class ContextClosedError(AsgiContextError, RuntimeError):
     """What was bound here has ended: a later reader could get somebody else's.
 

@@ -1,7 +1,7 @@
 """Identities out of signed JSON Web Tokens: `JWTAuth`, an extractor for ``ContextMiddleware(identity=...)``.
 
-Needs the extra ``jwt``: joserfc imports the keys and checks the signatures; the token itself is read by a strict parser of
-this package's own.
+Needs the extra ``jwt``: joserfc imports the keys and checks the signatures; the token itself is read by a strict parser
+of this package's own.
 """
 
 from asgi_context.jwt._auth import JWTAuth

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Final, cast, overload
+from typing import Any, Final, overload
 
 from asgi_context._connection import Connection
 from asgi_context._context import current_binding
@@ -12,7 +12,7 @@ from asgi_context._extract._step import BuiltIn, Step
 from asgi_context._headers import Found, HeaderPlan, header_name
 from asgi_context._identity import Identity
 from asgi_context._types import Scope
-from asgi_context.errors import RequestRejected
+from asgi_context.errors import ConnectionNotBoundError, RequestRejected
 from asgi_context.errors._requests import FIELD_VALUE
 from asgi_context.jwt._credentials import Credentials
 from asgi_context.jwt._issuer import ClaimPath, Issuer
@@ -30,20 +30,20 @@ class JWTAuth(BuiltIn):
     """Makes identities of bearer tokens: signed JSON Web Tokens (RFC 7519), as ``identity=`` of the middleware.
 
     The token is taken from ``Authorization`` (RFC 6750, section 2.1), and from elsewhere where that is configured; two
-    are refused. It is accepted only if every parser reads it alike, if its key and its algorithm belong together, and if
-    its claims are as the issuer's must be: ``exp`` is there and not over, ``nbf`` and ``iat`` are not ahead, ``iss`` and
-    ``aud`` are equal to what is configured. The claims become those of the identity, and ``exp`` (with the leeway) its
-    ``expires_at``, which closes a WebSocket.
+    are refused. It is accepted only if every parser reads it alike, if its key and its algorithm belong together, and
+    if its claims are as the issuer's must be: ``exp`` is there and not over, ``nbf`` and ``iat`` are not ahead, ``iss``
+    and ``aud`` are equal to what is configured. The claims become those of the identity, and ``exp`` (with the leeway)
+    its ``expires_at``, which closes a WebSocket.
 
     One issuer is given by the arguments of `Issuer`, several by ``issuers``.
 
     Args:
         issuers: the issuers, in place of the arguments of `Issuer`.
         max_token_bytes: the longest token; a longer one is refused before it is read.
-        cookie: name of a cookie that may hold the token. Browsers send cookies from foreign pages too, so the middleware
-            then needs ``websocket_origins``.
-        websocket_protocol: what stands before the token in an entry of ``Sec-WebSocket-Protocol``, such as ``"bearer."``.
-            The app does not see that entry, so it cannot select it.
+        cookie: name of a cookie that may hold the token. Browsers send cookies from foreign pages too, so the
+            middleware then needs ``websocket_origins``.
+        websocket_protocol: what stands before the token in an entry of ``Sec-WebSocket-Protocol``, such as
+            ``"bearer."``. The app does not see that entry, so it cannot select it.
         websocket_query: name of the parameter that may hold the token in the URL of a WebSocket. URLs stand in logs.
         resource_metadata: URL of the metadata of this resource (RFC 9728), for the challenge.
         cache_size: how many verified tokens are remembered, by their digests.
@@ -70,7 +70,7 @@ class JWTAuth(BuiltIn):
         now: Callable[[], float] = time.time,
     ) -> None: ...
     @overload
-    def __init__(  # noqa: PLR0913 - those of an issuer as well
+    def __init__(
         self,
         *,
         issuer: str | None,
@@ -96,7 +96,7 @@ class JWTAuth(BuiltIn):
         cache_size: int = 10_000,
         now: Callable[[], float] = time.time,
     ) -> None: ...
-    def __init__(  # noqa: PLR0913 - as above
+    def __init__(
         self,
         *,
         issuers: Iterable[Issuer] | None = None,
@@ -124,12 +124,14 @@ class JWTAuth(BuiltIn):
         for option, name in (("cookie", cookie), ("websocket_protocol", websocket_protocol)):
             if name is not None:
                 header_name(name, option, lower=False)  # both are tokens, as names of headers are
-        if websocket_query is not None and not (isinstance(websocket_query, str) and websocket_query):
+        if websocket_query is not None and (type(websocket_query) is not str or not websocket_query):
             message = f"websocket_query must be the name of a parameter, not {websocket_query!r}"
             raise TypeError(message)
         self.needs_origins = cookie is not None
         """Whether the middleware must know the origins of WebSockets."""
-        self.challenge = "Bearer" if resource_metadata is None else f'Bearer resource_metadata="{_url(resource_metadata)}"'
+        self.challenge = (
+            "Bearer" if resource_metadata is None else f'Bearer resource_metadata="{_url(resource_metadata)}"'
+        )
         joint = " " if resource_metadata is None else ", "
         self._refused_headers = (("www-authenticate", f"{self.challenge}{joint}{_INVALID}"),)
         self._credentials = Credentials(cookie, websocket_protocol, websocket_query)
@@ -201,7 +203,7 @@ class JWTAuth(BuiltIn):
         connection: Connection | None = current_binding().connection
         identity = await self.verify(token)
         if connection is None:
-            raise RuntimeError("renew is for WebSockets")
+            raise ConnectionNotBoundError
         connection.renew(identity, ("iss", "sub"))
 
     async def _identify(self, token: bytes) -> Identity:
@@ -252,22 +254,17 @@ def _check_issuers(issuers: list[Issuer]) -> None:
         raise ValueError("issuers is empty: no token could be accepted")
     if len(issuers) == 1:
         return
-    if any(issuer.issuer is None or issuer.tenants is None for issuer in issuers):
+    if any(issuer.issuer is None or not issuer.is_bounded for issuer in issuers):
         raise ValueError("with several issuers, each needs its issuer= and its tenants=")
     if len({issuer.issuer for issuer in issuers}) < len(issuers):
         raise ValueError("two issuers have the same issuer=")
     for index, issuer in enumerate(issuers):
         for other in issuers[:index]:
-            if _may_meet(issuer, other):
-                message = f"{other!r} and {issuer!r} may speak for the same tenants: give each a user_prefix= of its own"
+            if issuer.may_meet(other):
+                message = (
+                    f"{other!r} and {issuer!r} may speak for the same tenants: give each a user_prefix= of its own"
+                )
                 raise ValueError(message)
-
-
-def _may_meet(issuer: Issuer, other: Issuer) -> bool:
-    if isinstance(issuer.tenants, frozenset) and isinstance(other.tenants, frozenset):
-        if issuer.tenants.isdisjoint(other.tenants):
-            return False
-    return None in {issuer.user_prefix, other.user_prefix} or issuer.user_prefix == other.user_prefix
 
 
 def _url(value: object) -> str:

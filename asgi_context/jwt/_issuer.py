@@ -10,7 +10,7 @@ from asgi_context.jwt._jwks import JWKSClient
 from asgi_context.jwt._keys import ALGORITHMS, Check, KeyData, KeyRing, VerificationKey, import_key
 from asgi_context.jwt._rules import Rules
 
-ClaimPath: TypeAlias = "str | tuple[str, ...] | Callable[[Mapping[str, Any]], str | None]"
+ClaimPath: TypeAlias = str | tuple[str, ...] | Callable[[Mapping[str, Any]], str | None]
 """The name of a claim, the way to one inside others, or a callable that takes the claims."""
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._\-]{1,32}")
@@ -22,8 +22,8 @@ class Issuer:
     """An issuer: its keys, whom its tokens are for, and which tenants it may speak for.
 
     Args:
-        issuer: the claim ``iss`` (RFC 7519, section 4.1.1), compared as it is; ``None`` to accept any, which is for keys
-            that only one has.
+        issuer: the claim ``iss`` (RFC 7519, section 4.1.1), compared as it is; ``None`` to accept any, which is for
+            keys that only one has.
         audience: what the claim ``aud`` must be or hold; several of which one will do. ``None`` to accept tokens that
             were made for anybody, which is for issuers that have no other.
         jwks_url: where its keys are published; see `JWKSClient` for what that does.
@@ -31,8 +31,8 @@ class Issuer:
         key: its key: a JWK, a PEM, or the secret of an HMAC.
         keys: several of these.
         algorithms: which algorithms its tokens may have; without it, all that its keys are for.
-        tenant: the claim that names the tenant: its name, the way to it (``("app", "tenant")``), or a callable that takes
-            the claims and returns a str or ``None``.
+        tenant: the claim that names the tenant: its name, the way to it (``("app", "tenant")``), or a callable that
+            takes the claims and returns a str or ``None``.
         user: the claim that names the user, likewise; ``None`` for tokens of whole tenants.
         tenants: which tenants it may speak for: their identifiers, or a callable that takes one and says so; ``None``
             for all, where it is the only issuer.
@@ -49,7 +49,7 @@ class Issuer:
         ValueError: an argument has a value that it cannot have, or arguments do not go together.
     """
 
-    def __init__(  # noqa: PLR0913 - one for each thing that an issuer is
+    def __init__(
         self,
         issuer: str | None,
         *,
@@ -85,11 +85,14 @@ class Issuer:
             raise ValueError(message)
         check_rule(valid, "valid=")
         self.issuer = issuer
-        if tenants is None or callable(tenants):
+        self.tenants: frozenset[str] | None = None
+        self._may: Callable[[str], bool] | None = None
+        if callable(tenants):
             check_rule(tenants, "tenants")
-            self.tenants = tenants
-        else:
+            self._may = tenants
+        elif tenants is not None:
             self.tenants = frozenset(_texts(tenants, "tenants"))
+            self._may = self.tenants.__contains__
         self.user_prefix = user_prefix
         if sum(source is not None for source in (jwks_url, jwks, key, keys)) != 1:
             message = "give exactly one of jwks_url=, jwks=, key= and keys="
@@ -112,6 +115,24 @@ class Issuer:
     def __repr__(self) -> str:
         return f"Issuer({self.issuer!r})"
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it is said which tenants it may speak for."""
+        return self._may is not None
+
+    def may_meet(self, other: "Issuer") -> bool:
+        """Say whether a user of one could be taken for a user of the other.
+
+        Args:
+            other: another issuer.
+
+        Returns:
+            Whether it could happen.
+        """
+        if self.tenants is not None and other.tenants is not None and self.tenants.isdisjoint(other.tenants):
+            return False
+        return None in {self.user_prefix, other.user_prefix} or self.user_prefix == other.user_prefix
+
     async def find(self, key_id: str | None, algorithm: str) -> Check:
         """Find the key of a token; see `JWKSClient.find`."""
         if self.client is not None:
@@ -132,10 +153,8 @@ class Issuer:
                 must not speak for (403).
         """
         tenant = self._read(self._tenant, claims, "tenant")
-        if self.tenants is not None:
-            known = self.tenants(tenant) if callable(self.tenants) else tenant in self.tenants
-            if known is not True:
-                raise RequestRejected(403, "tenant_forbidden")
+        if self._may is not None and self._may(tenant) is not True:
+            raise RequestRejected(403, "tenant_forbidden")
         if self._user is None:
             return tenant, None
         user = self._read(self._user, claims, "user")
@@ -155,7 +174,7 @@ class Issuer:
 def _reader(path: ClaimPath, option: str) -> "Callable[[Mapping[str, Any]], object]":
     if callable(path):
         return path
-    steps = (path,) if isinstance(path, str) else tuple(path)
+    steps = (path,) if type(path) is str else tuple(path)
     for step in steps:
         _text(step, option)
     if not steps:
@@ -163,11 +182,12 @@ def _reader(path: ClaimPath, option: str) -> "Callable[[Mapping[str, Any]], obje
         raise ValueError(message)
 
     def read(claims: Mapping[str, Any]) -> object:
-        value: object = claims
+        value: Any = claims
         for step in steps:
-            if not isinstance(value, Mapping):
+            kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]  # of whatever it is
+            if kind is not dict:
                 return None
-            value = cast("Mapping[str, Any]", value).get(step)
+            value = value.get(step)
         return value
 
     return read
@@ -181,7 +201,7 @@ def _ring_of(
         entries = cast("Mapping[str, Any]", jwks).get("keys") if isinstance(jwks, Mapping) else None
         if not isinstance(entries, list):
             raise ValueError('jwks must be a JWK set, {"keys": [...]}, or a JWKSClient')
-        given += cast("list[Any]", entries)
+        given += entries
     if key is not None:
         given.append(key)
     if keys is not None:
@@ -202,7 +222,7 @@ def _texts(values: object, option: str) -> list[str]:
     if isinstance(values, str):
         values = [values]
     if not isinstance(values, Collection) or isinstance(values, bytes | Mapping):
-        message = f"{option} must be a str or several, not {type(values).__qualname__}"
+        message = f"{option} must be a str or several of them"
         raise TypeError(message)
     return [_text(value, option) for value in cast("Collection[object]", values)]
 

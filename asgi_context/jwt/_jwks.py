@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from math import ceil
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from asgi_context.errors import RequestRejected, UnsupportedLoopError
@@ -38,8 +38,8 @@ class JWKSClient:
         algorithms: which algorithms are allowed; ``None`` for all that the keys are for.
         ttl: how long a key set is used, in seconds; a new one is fetched ahead of its end.
         stale: how much longer it is used while the issuer cannot be reached, in seconds.
-        cooldown: the least time between two attempts, in seconds; doubled with each that fails, up to 5 minutes. A token
-            that names an unknown key has the keys fetched, but no more often than this.
+        cooldown: the least time between two attempts, in seconds; doubled with each that fails, up to 5 minutes. A
+            token that names an unknown key has the keys fetched, but no more often than this.
         timeout: how long an attempt may take, in seconds.
         max_bytes: the longest body.
         max_keys: the most keys in it.
@@ -106,7 +106,7 @@ class JWKSClient:
         return f"JWKSClient({self.url!r})"
 
     async def open(self) -> None:
-        """Begin to fetch the keys, without waiting for them: an issuer that is down must not keep the app from starting."""
+        """Begin to fetch the keys, but do not wait: an issuer that is down must not keep the app from starting."""
         self._start(self.clock())
 
     async def close(self) -> None:
@@ -199,7 +199,9 @@ class JWKSClient:
         except Exception as error:  # noqa: BLE001 - whatever the network, the issuer or the user's fetch does
             self._failures += 1
             now = self.clock()
-            self._next = self.due = now + min(self._cooldown * 2 ** min(self._failures - 1, 16), max(_LONGEST_PAUSE, self._cooldown))
+            self._next = self.due = now + min(
+                self._cooldown * 2 ** min(self._failures - 1, 16), max(_LONGEST_PAUSE, self._cooldown)
+            )
             reason = error.reason if isinstance(error, TokenRefusedError) else f"{type(error).__name__}"
             _log.warning("the keys of %s could not be fetched: %s", urlsplit(self.url).hostname, reason)
             return
@@ -235,9 +237,10 @@ class JWKSClient:
             raise TokenRefusedError("the answer has too many keys")
         usable: list[Any] = []
         names: set[object] = set()
-        for data in keys:
-            if type(data) is not dict:
+        for entry in keys:
+            if type(entry) is not dict:
                 raise TokenRefusedError("a key is no JSON object")
+            data = cast("dict[str, Any]", entry)
             if data.get("kty") == "oct":
                 raise TokenRefusedError("a secret stands where everybody can read it")
             name = data.get("kid")
@@ -254,7 +257,7 @@ class JWKSClient:
         return KeyRing(usable)
 
 
-def _client(timeout: float) -> Any:  # noqa: ANN401, ASYNC109 - of whichever is installed
+def _client(timeout: float) -> Any:  # noqa: ANN401 - of whichever is installed
     for name in ("httpx", "httpx2"):
         try:
             module = importlib.import_module(name)

@@ -27,7 +27,7 @@ ALGORITHMS: Final = frozenset({"HS256", "HS384", "HS512"}.union(*_FAMILIES.value
 _SECRETS: Final = {"HS256": 32, "HS384": 48, "HS512": 64}  # bytes at least: RFC 7518, section 3.2
 _SHORT: Final = "the secret has less than 32 bytes"
 _RSA_BITS: Final = 2048  # at least: RFC 7518, section 3.3
-_KINDS: Final = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey, "oct": OctKey}
+_KINDS: Final[dict[str, type[Key]]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey, "oct": OctKey}
 _PEM: Final = b"-----BEGIN "
 
 Check: TypeAlias = Callable[[bytes, bytes], bool]

@@ -40,9 +40,11 @@ class Rules(NamedTuple):
             raise TokenRefusedError("it is for another audience")
         if type(claims.get("sub", "")) is not str:
             raise TokenRefusedError("its sub is no string")
-        for name in self.required:
-            if claims.get(name) is None:
-                raise TokenRefusedError("it lacks a claim that is required")
+        if any(claims.get(name) is None for name in self.required):
+            raise TokenRefusedError("it lacks a claim that is required")
+        return self._lasts_until(claims, now)
+
+    def _lasts_until(self, claims: Mapping[str, Any], now: float) -> float:
         expires_at = _moment(claims, "exp")
         if expires_at is None:
             raise TokenRefusedError("it has no exp")

@@ -1,7 +1,7 @@
 """The compact form of a signed token (RFC 7515, section 7.1; RFC 7519), read once and strictly.
 
-Whatever two parsers might read differently is refused before a signature is looked at: padded or otherwise not canonical
-base64url, repeated members, anything but UTF-8, numbers that are none.
+Whatever two parsers might read differently is refused before a signature is looked at: padded or otherwise not
+canonical base64url, repeated members, anything but UTF-8, numbers that are none.
 """
 
 import json
@@ -14,7 +14,11 @@ from asgi_context.jwt._refused import TokenRefusedError
 
 _SEGMENTS: Final = re.compile(rb"([A-Za-z0-9_\-]+)\.([A-Za-z0-9_\-]+)\.([A-Za-z0-9_\-]+)")
 _STANDARD: Final = bytes.maketrans(b"-_", b"+/")
-_LAST: Final = {0: frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"), 2: frozenset(b"AQgw"), 3: frozenset(b"AEIMQUYcgkosw048")}
+_LAST: Final = {
+    0: frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
+    2: frozenset(b"AQgw"),
+    3: frozenset(b"AEIMQUYcgkosw048"),
+}
 """The characters that a segment of a length (modulo 4) may end in: the bits that stand for nothing are zero."""
 _DEEPEST: Final = 16
 _FORBIDDEN: Final = ("crit", "b64", "zip", "enc", "cty")
@@ -98,11 +102,12 @@ def _decoded(segment: bytes) -> bytes:
 
 
 def _is_deeper(tree: Any, levels: int) -> bool:  # noqa: ANN401 - JSON
-    if type(tree) is not dict and type(tree) is not list:
+    kind: Any = type(tree)  # pyright: ignore[reportUnknownVariableType]  # of whatever it is
+    if kind is not dict and kind is not list:
         return False
     if not levels:
         return True
-    members: Any = tree.values() if type(tree) is dict else tree  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    members = tree.values() if kind is dict else tree
     return any(_is_deeper(member, levels - 1) for member in members)
 
 

@@ -1,6 +1,7 @@
 """Tokens that were verified a moment ago."""
 
 from collections import OrderedDict
+from contextlib import suppress
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -43,13 +44,13 @@ class VerifiedTokens:
         found = self._kept.get(digest)
         if found is None:
             return digest, None
-        if found.expires_at <= now or (found.issuer.client is not None and found.issuer.client.generation != found.generation):
+        if found.expires_at <= now or (
+            found.issuer.client is not None and found.issuer.client.generation != found.generation
+        ):
             self._kept.pop(digest, None)
             return digest, None
-        try:
+        with suppress(KeyError):  # another thread has forgotten it meanwhile
             self._kept.move_to_end(digest)
-        except KeyError:  # another thread has forgotten it meanwhile
-            pass
         return digest, found
 
     def keep(self, digest: bytes, verified: Verified) -> None:
