@@ -1,6 +1,7 @@
 """`JWTAuth` in the middleware: whom a token is taken for, where it may stand, and how its absence or fault is answered."""
 
 import logging
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -174,7 +175,7 @@ async def later(claims: Any) -> str:
         ({"resource_metadata": "https://api\\"}, ValueError),
         ({"resource_metadata": "https://api\r\nx: y"}, ValueError),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value)),
 )
 def test_a_wrong_option_is_named_by_the_error(wrong: dict[str, Any], error: Any) -> None:
     (option,) = wrong
