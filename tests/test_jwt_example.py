@@ -119,13 +119,23 @@ def test_no_token_stands_in_the_log(example: ModuleType, caplog: pytest.LogCaptu
 
 
 def test_the_app_selects_its_own_subprotocol_and_never_sees_the_token(example: ModuleType) -> None:
+    token, app, seen = example.issue(), example.app.app, list[str]()
+
+    async def looking(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(repr(scope))
+        await app(scope, receive, send)
+
+    example.app.app = looking
     with example.serving(example.app, 0) as url:
         live = url.replace("http:", "ws:") + "/live"
-        protocols: Any = [f"bearer.{example.issue()}", "chat"]
+        protocols: Any = [f"bearer.{token}", "chat"]
         with connect(live, origin=example.PAGE, subprotocols=protocols, proxy=None) as websocket:
             assert websocket.subprotocol == "chat"
             websocket.send("{}")
             assert json.loads(websocket.recv(_SECONDS)) == {"who": "acme/ann"}
+    (scope,) = (scope for scope in seen if "/live" in scope)
+    assert "chat" in scope
+    assert token not in scope
 
 
 def _believes_anybody(app: ContextMiddleware) -> Any:
