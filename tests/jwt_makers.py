@@ -113,7 +113,7 @@ def compact(key: SigningKey, header: bytes, payload: bytes, algorithm: str | Non
     return f"{signed}.{encode(key.sign(signed.encode(), algorithm))}"
 
 
-def changed(members: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+def changed(members: Mapping[str, Any], /, **changes: Any) -> dict[str, Any]:
     """Members, changed; ``...`` takes one away."""
     return {name: value for name, value in {**members, **changes}.items() if value is not ...}
 
@@ -124,7 +124,7 @@ def claims(**changes: Any) -> dict[str, Any]:
     return changed(standard, **changes)
 
 
-def token(key: SigningKey, header: Mapping[str, Any] | None = None, **changes: Any) -> str:
+def token(key: SigningKey, header: Mapping[str, Any] | None = None, /, **changes: Any) -> str:
     """A token of `claims`, its header changed likewise."""
     members = {"alg": key.algorithm, "typ": "JWT", "kid": ... if key.kid is None else key.kid, **(header or {})}
     return compact(key, json.dumps(changed(members)).encode(), json.dumps(claims(**changes)).encode())
