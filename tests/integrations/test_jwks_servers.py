@@ -134,7 +134,7 @@ class Site:
             self.asked.append(await reader.readuntil(b"\r\n\r\n"))
             self.until_left = reader.read
             await self.answer(writer)
-        except (OSError, RuntimeError):  # the latter is uvloop's
+        except (EOFError, OSError, RuntimeError):  # the last is uvloop's
             self.left.set()
         except asyncio.CancelledError:  # the server stops
             pass
