@@ -9,9 +9,10 @@ from math import isnan
 from typing import Any, Final, cast
 from uuid import UUID
 
+from asgi_context._codec._attributes import Renew
 from asgi_context._codec._json import ATOMS, encoder
-from asgi_context._codec._paths import path_to, short
-from asgi_context._codec._registry import BY_NAME
+from asgi_context._codec._paths import UnfitError, path_to, short
+from asgi_context._codec._registry import BY_NAME, Registered
 from asgi_context._codec._zones import zone_of
 from asgi_context.errors import StateDecodeError
 
@@ -108,22 +109,30 @@ def _tagged(tag: str, payload: Any) -> Any:  # noqa: ANN401 - any value
         reason = f"it holds a {name!r}: register that type at start-up, with register_state_type"
         raise _UnreadableError(reason)
     content = _content(payload)
-    if version != registered.version:
-        if version > registered.version or registered.upgrade is None:
-            raise _UnreadableError(
-                f"it holds version {version} of {name!r}, and version {registered.version} is registered here"
-                + ("" if version > registered.version else ", without upgrade=")
-            )
-        try:
-            content = dict(registered.upgrade(content, version))
-        except Exception as error:
-            reason = f"it holds version {version} of {name!r}, and its upgrade= raised {type(error).__name__}"
-            raise _UnreadableError(reason) from error
+    renew = None if version == registered.version else _renewal(registered, version)
     try:
-        return registered.put_together(content)
-    except LookupError as error:
-        reason = f"it holds a {name!r} that does not fit: {error.args[0] if error.args else error}"
-        raise _UnreadableError(reason) from error
+        return registered.put_together(content, renew)
+    except UnfitError as unfit:
+        reason = f"it holds a {name!r} that does not fit: {unfit.reason}"
+        raise _UnreadableError(reason) from None
+
+
+def _renewal(registered: Registered, version: int) -> Renew:
+    holds = f"it holds version {version} of {registered.name!r}"
+    upgrade = registered.upgrade
+    if version > registered.version or upgrade is None:
+        advice = "" if version > registered.version else ", without upgrade="
+        reason = f"{holds}, and version {registered.version} is registered here{advice}"
+        raise _UnreadableError(reason)
+
+    def renew(fields: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(upgrade(fields, version))
+        except Exception as error:
+            reason = f"{holds}, and its upgrade= raised {type(error).__name__}"
+            raise _UnreadableError(reason) from error
+
+    return renew
 
 
 _TYPE_TAG: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_.\-]*)@([0-9]{1,9})")

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from asgi_context._codec._json import ATOMS, encoder
-from asgi_context._codec._paths import path_to
+from asgi_context._codec._paths import UnfitError, path_to
 from asgi_context._codec._registry import BY_TYPE, can_be_registered
 from asgi_context._codec._zones import is_named, is_of_its_name, is_pydantic
 from asgi_context.errors import StateSerializationError
@@ -111,8 +111,8 @@ def _tree(value: Any, depth: int) -> Any:  # noqa: ANN401, PLR0911 - any value, 
         raise _UnfitError(_unfit(value))
     try:
         apart = registered.take_apart(value)
-    except LookupError as error:
-        reason = f"{kind.__qualname__} cannot be kept: {error.args[0]}"
+    except UnfitError as unfit:
+        reason = f"{kind.__qualname__} cannot be kept: {unfit.reason}"
         raise _UnfitError(reason) from None
     return {registered.tag: _payload(apart, depth)}
 
