@@ -1577,6 +1577,7 @@ def test_a_default_that_is_made_from_other_fields_is_made() -> None:
         (b'{"$open@1":{"$set":["' + b"x" * 100_000 + b'"]}}', "it has no field 'x{59}[.]{3}$"),
         (b'{"$plain@1":{"' + b"x" * 100_000 + b'":1}}', "it has no field 'x{59}[.]{3}$"),
         (b'{"$colour@1":"' + b"x" * 100_000 + b'"}', "it has no member 'x{59}[.]{3}$"),
+        (b'{"$' + b"x" * 101 + b'@1":{}}', "it holds the tag '[$]x{58}[.]{3}, which"),
         (b'{"$colour@1":"BLUE"}', "'colour' that does not fit: it has no member 'BLUE'$"),
         (b'{"$colour@1":"__class__"}', "'colour' that does not fit: it has no member '__class__'$"),
     ],
@@ -1717,10 +1718,41 @@ def test_an_error_shows_the_beginning_of_what_was_wrong() -> None:
     assert len(str(caught.value)) < 400
 
 
+QUOTING = ["$date", "$datetime", "$time", "$float", "$int", "$decimal", "$uuid", "$bytes", "$point@1", "$perm@1"]
+
+
+@pytest.mark.parametrize("tag", QUOTING)
+def test_no_error_of_reading_holds_what_is_stored(each_encoder: str, tag: str) -> None:
+    for text in (f'{{"{tag}":"{SECRET}"}}', f'{{"{tag}":"{SECRET}'):
+        with pytest.raises(StateDecodeError) as caught:
+            decode("s", "f", text.encode())
+        assert SECRET not in str(caught.value)
+        assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+def test_an_error_of_reading_has_the_cause_that_upgrade_raised_and_no_other() -> None:
+    def upgrade(fields: dict[str, Any], _version: int) -> Any:
+        return {"x": int(fields["x"])}
+
+    register_state_type(Point, name="point", version=2, upgrade=upgrade)
+    with pytest.raises(StateDecodeError, match=r"upgrade= raised ValueError$") as caught:
+        decode("s", "f", b'{"$point@1":{"x":"a"}}')
+    assert isinstance(caught.value.__cause__, ValueError)
+
+    class Looked(BaseModel):
+        a: str
+        b: int = pydantic.Field(default_factory=lambda fields: {}[fields["a"]])
+
+    register_state_type(Looked, name="looked")
+    with pytest.raises(StateDecodeError, match=r"the default of the field 'b' raised KeyError$") as caught:
+        decode("s", "f", b'{"$looked@1":{"a":"hunter2"}}')
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
 def test_text_that_is_nested_too_deep_is_said_to_be() -> None:
     encoder.use("json")
     for text in (b"[" * 100_000, b'{"a":' * 100_000):
-        with pytest.raises(StateDecodeError, match="it is nested too deep"):
+        with pytest.raises(StateDecodeError, match="it is nested deeper than the stack of this thread still allows"):
             decode("s", "f", text)
 
 
