@@ -513,13 +513,61 @@ def test_little_stack_that_is_left_is_an_error_of_states() -> None:
                 assert "deep" in error.reason
 
 
+def least_stack_for(call: Callable[[], Any]) -> int:
+    """Frames that must be left for a call."""
+    depth = 0
+    frame: Any = sys._getframe()
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+    for left in range(20, 900):
+        try:
+            called_from_deep(sys.getrecursionlimit() - depth - left, call)
+        except (StateError, RecursionError):
+            continue
+        return left
+    return never()
+
+
+STACKED: dict[str, Callable[[Any], Any]] = {
+    "list": lambda inner: [inner],
+    "dict": lambda inner: {"a": inner},
+    "tag": lambda inner: {"$a": inner},
+    "tuple": lambda inner: (inner,),
+    "set": lambda inner: frozenset({inner}),
+    "mixed": lambda inner: {1: inner},
+    "dataclass": Box,
+    "model": lambda inner: Address.model_construct(street="a", place=inner),
+}
+
+
+@pytest.mark.parametrize("wrap", STACKED.values(), ids=STACKED)
+def test_reading_takes_no_more_stack_than_writing(each_encoder: str, wrap: Callable[[Any], Any]) -> None:
+    """But for a few frames at the end: what was written from deep inside can be read from there."""
+    value = nested(30, wrap)
+    text = encode("s", "f", value)
+    reading, writing = least_stack_for(lambda: decode("s", "f", text)), least_stack_for(lambda: encode("s", "f", value))
+    assert reading <= writing + 5
+
+
 def test_an_encoder_that_has_too_little_stack_left_is_an_error_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
     def dumps(_tree: Any) -> bytes:
         raise RecursionError
 
     monkeypatch.setattr(encoder, "dumps", dumps)
-    with pytest.raises(StateSerializationError, match=r"^state 's', field 'f': nested deeper than the stack"):
+    with pytest.raises(StateSerializationError, match=r"^state 's', field 'f': list nested deeper than the stack"):
         encode("s", "f", [1])
+
+
+def test_whatever_else_an_encoder_refuses_is_an_error_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (TypeError, ValueError, MemoryError):
+
+        def dumps(_tree: Any, error: type[Exception] = error) -> bytes:
+            raise error(SECRET)
+
+        monkeypatch.setattr(encoder, "dumps", dumps)
+        with pytest.raises(StateSerializationError) as caught:
+            encode("s", "f", ["a"])
+        assert str(caught.value) == f"state 's', field 'f': list cannot be kept: writing it raised {error.__name__}"
 
 
 # What is refused.
@@ -578,9 +626,10 @@ def tzif() -> bytes:
 
 SECRET = "hunter2"
 UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
-    "nan": (lambda: float("nan"), "NaN is equal to nothing"),
-    "decimal nan": (lambda: Decimal("NaN7"), "NaN is equal to nothing"),
-    "decimal snan": (lambda: Decimal("-sNaN7"), "NaN is equal to nothing"),
+    "nan": (lambda: float("nan"), "^float NaN is equal to nothing"),
+    "decimal nan": (lambda: Decimal("NaN7"), "^Decimal NaN is equal to nothing"),
+    "decimal snan": (lambda: Decimal("-sNaN7"), "^Decimal NaN is equal to nothing"),
+    "int of many digits": (lambda: 10 ** sys.get_int_max_str_digits(), "^int of more than the [0-9]+ digits"),
     "bytearray": (lambda: bytearray(SECRET, "utf-8"), "^bytearray cannot be kept"),
     "memoryview": (lambda: memoryview(b"hunter2"), "^memoryview cannot be kept"),
     "complex": (lambda: 1j, "^complex cannot be kept"),
@@ -650,25 +699,151 @@ def test_what_would_not_come_back_is_refused_and_the_error_says_where_and_what_b
     assert SECRET not in error.reason
     assert error.__cause__ is None
     assert error.__suppress_context__, "a traceback would show the value"
-    if "surrogate" not in reason:  # they have a test of their own
+    if "surrogate" not in reason:
         assert error.path == path
-    else:
-        assert error.path.startswith("field 'basket'")
+    else:  # some of them are deeper inside
+        assert error.path.startswith(path)
 
 
-def test_the_error_of_a_lone_surrogate_names_the_way_to_it(each_encoder: str) -> None:
-    with pytest.raises(StateSerializationError) as caught:
-        encode("s", "f", {"a": ["b", ("\ud800",)]})
-    assert caught.value.path == "field 'f'['a'][1][0]"
+SURROGATES: list[tuple[Any, str]] = [
+    ({"a": ["b", ("\ud800",)]}, "['a'][1][0]"),
+    ([{"a": 1, "\ud800": 2}], r"[0]['\ud800']"),
+    ({("a", "\ud800"): 2}, "[tuple][1]"),
+    ([{"\ud800"}], "[0][0]"),
+    ([Colour.RED, Plain(1, 2, [Box("\ud800")])], "[1]['c'][0]['content']"),
+    (Frozen(a=1, b={"z": Address.model_construct(street="\ud800")}), "['b']['z']['street']"),
+]
 
 
-@pytest.mark.parametrize(
-    ("value", "step"), [({1: "a", 2: object()}, "[2]"), ({(1,): [object()], 2: "b"}, "[tuple][0]")]
-)
-def test_the_way_through_a_dict_of_mixed_keys_is_the_key(value: Any, step: str) -> None:
+@pytest.mark.parametrize(("value", "way"), SURROGATES, ids=repr)
+def test_the_error_of_a_lone_surrogate_names_the_way_to_it(each_encoder: str, value: Any, way: str) -> None:
     with pytest.raises(StateSerializationError) as caught:
         encode("s", "f", value)
-    assert caught.value.path == f"field 'f'{step}"
+    assert (caught.value.path, caught.value.reason) == (f"field 'f'{way}", "a str holds a lone surrogate")
+
+
+KEYS: list[tuple[Any, str]] = [
+    ({1: "a", 2: object()}, "[2]"),
+    ({1: "a", "2": object()}, "['2']"),
+    ({-(2**63): object()}, f"[-{2**63}]"),
+    ({2**63: object()}, "[int]"),
+    ({10**5_000: 1}, "[int]"),
+    ({True: object()}, "[bool]"),
+    ({None: [object()]}, "[NoneType][0]"),
+    ({(SECRET,): [object()], 2: "b"}, "[tuple][0]"),
+    ({Point(SECRET): object()}, "[Point]"),
+    ({(Point(object()),): 1}, "[tuple][0]['x']"),
+]
+
+
+@pytest.mark.parametrize(("value", "way"), KEYS, ids=[way for _, way in KEYS])
+def test_the_way_through_a_dict_shows_names_and_small_ints_and_of_other_keys_the_type(value: Any, way: str) -> None:
+    with pytest.raises(StateSerializationError) as caught:
+        encode("s", "f", value)
+    assert caught.value.path == f"field 'f'{way}"
+    assert SECRET not in str(caught.value)
+
+
+class ShyMeta(type):
+    """A class of it cannot be looked up, and does not say what it is called."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getattribute__(cls, name: str) -> Any:
+        raise OSError(SECRET)
+
+
+class Shy(metaclass=ShyMeta):
+    pass
+
+
+class Mute:
+    def __repr__(self) -> str:
+        raise ZeroDivisionError(SECRET)
+
+
+@dataclass
+class Failing:
+    a: Any
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "a":
+            raise KeyError(SECRET)
+        return object.__getattribute__(self, name)
+
+
+def nested_key() -> Any:
+    return {nested(200, lambda inner: (inner,)): 1}
+
+
+RAISING: dict[str, tuple[Callable[[], Any], str, str]] = {
+    "class without a hash": (Shy, "", "^Shy cannot be kept: writing it raised TypeError$"),
+    "key without a repr": (lambda: {(Mute(),): 1}, "[tuple][0]", "^Mute cannot be kept: convert it$"),
+    "key that is too deep": (nested_key, "[tuple]", "^tuple nested deeper than 100 levels of JSON$"),
+    "attribute that raises": (lambda: Failing(1), "", "^Failing cannot be kept: writing it raised KeyError$"),
+}
+
+
+@pytest.mark.parametrize(("make", "way", "reason"), RAISING.values(), ids=RAISING)
+def test_whatever_a_value_raises_is_an_error_of_states(
+    each_encoder: str, make: Callable[[], Any], way: str, reason: str
+) -> None:
+    register_state_type(Failing, name="failing")
+    for place, path in ((make(), "field 'f'"), ({"a": [make()]}, "field 'f'['a'][0]"), ({1: make()}, "field 'f'[1]")):
+        with pytest.raises(StateSerializationError) as caught:
+            encode("s", "f", place)
+        assert caught.value.path.startswith(f"{path}{way}")
+        assert re.match(reason, caught.value.reason)
+        assert caught.value.__context__ is None, "it holds the value"
+
+
+def test_what_ends_the_process_is_not_held_back() -> None:
+    @dataclass
+    class Interrupted:
+        a: Any = 1
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "a":
+                raise KeyboardInterrupt
+            return object.__getattribute__(self, name)
+
+    register_state_type(Interrupted, name="interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        encode("s", "f", [Interrupted()])
+
+
+def test_an_attribute_that_asks_for_itself_is_an_error_of_states() -> None:
+    @dataclass
+    class Asking:
+        a: Any = 1
+
+        def __getattribute__(self, name: str) -> Any:
+            return self.a
+
+    register_state_type(Asking, name="asking")
+    with pytest.raises(StateSerializationError, match="list nested deeper than the stack of this thread still allows"):
+        encode("s", "f", [Asking()])
+
+
+def test_a_dict_that_changes_while_it_is_written_is_an_error_of_states() -> None:
+    """As another thread can change it at any time."""
+    changing: dict[str, Any] = {}
+
+    @dataclass
+    class Adding:
+        a: Any = 1
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "a":
+                changing[f"more{len(changing)}"] = 1
+            return object.__getattribute__(self, name)
+
+    register_state_type(Adding, name="adding")
+    changing["first"] = Adding()
+    for value, path in ((changing, "field 'f'"), ([0, changing], "field 'f'[1]")):
+        with pytest.raises(StateSerializationError) as caught:
+            encode("s", "f", value)
+        assert (caught.value.path, caught.value.reason) == (path, "dict cannot be kept: writing it raised RuntimeError")
 
 
 def test_keys_of_dicts_are_refused_as_values_are() -> None:
@@ -716,6 +891,13 @@ def test_an_error_shows_the_beginning_of_a_long_name() -> None:
     with pytest.raises(StateDecodeError) as unread:
         decode("s", "f" * 100_000, b"!")
     assert len(str(unread.value)) < 500
+
+
+def test_a_zone_that_is_a_copy_of_its_own_is_said_to_be_maybe_one() -> None:
+    with pytest.raises(
+        StateSerializationError, match=r"or is a copy of its own \(ZoneInfo.no_cache, ZoneInfo.clear_cache"
+    ):
+        encode("s", "f", datetime(2020, 1, 1, tzinfo=ZoneInfo.no_cache("Europe/Berlin")))
 
 
 def test_without_zoneinfo_loaded_no_zone_is_one_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
