@@ -641,25 +641,7 @@ async def test_many_threads_at_once_lose_nothing(asyncio_only: None) -> None:
     assert store.loops == {asyncio.get_running_loop()}
 
 
-# The app's loop, with the lifespan.
-
-
-class Lifespan:
-    """A lifespan that goes on until the test ends it."""
-
-    def __init__(self) -> None:
-        self.up, self.down, self.step = anyio.Event(), anyio.Event(), 0
-
-    async def receive(self) -> dict[str, Any]:
-        self.step += 1
-        if self.step == 1:
-            return {"type": "lifespan.startup"}
-        self.up.set()
-        await self.down.wait()
-        return {"type": "lifespan.shutdown"}
-
-    async def send(self, message: Any) -> None:
-        assert message["type"].endswith("complete")
+# The app's loop.
 
 
 async def test_the_apps_loop_is_noted_with_each_request() -> None:
@@ -840,21 +822,6 @@ async def test_a_call_that_was_given_up_before_the_loop_came_to_it_never_asks_th
             await asyncio.sleep(0)
     assert found[0][0] is StateUnavailableError
     assert store.asked == []
-
-
-def test_an_answer_at_the_moment_of_the_deadline_is_no_timeout_of_the_stores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes after the wait was given up, and before it is looked whose TimeoutError that is."""
-
-    class Future(concurrent.futures.Future[Any]):
-        def result(self, timeout: float | None = None) -> Any:
-            found = super().result(SOON)
-            if timeout == AT_ONCE:
-                raise TimeoutError
-            return found
-
-    monkeypatch.setattr(concurrent.futures, "Future", Future)
-    with suppress(StateUnavailableError):  # as good: the deadline has passed
-        assert SharedState(WaitingStore(deadline=AT_ONCE), "acme").sync.upsert("s", {"a": 1}) is True
 
 
 def test_a_store_that_says_nothing_has_30_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
