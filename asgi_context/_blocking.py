@@ -17,7 +17,7 @@ _DEADLINE: Final = 30.0  # seconds, for stores that say nothing
 
 
 class AppLoop:
-    """The event loop of an app, as a part of it that is opened and closed.
+    """The event loop that blocking calls are run on, noted where it was seen to run.
 
     Args:
         loop: the loop, where it is known already.
@@ -29,27 +29,24 @@ class AppLoop:
         self.loop = loop
         self._pid = os.getpid()
 
-    def open(self) -> None:
-        """Note the loop that runs; under trio there is none."""
-        self._pid = os.getpid()
+    def note(self) -> None:
+        """Note the loop that runs in this thread; under trio there is none."""
         try:
-            self.loop = asyncio.get_running_loop()
+            running = asyncio.get_running_loop()
         except RuntimeError:
-            self.loop = None
+            return
+        if self.loop is not running:
+            self.loop, self._pid = running, os.getpid()
 
     def usable(self) -> asyncio.AbstractEventLoop | None:
         """Give the loop, where calls can be run on it.
 
         Returns:
-            The loop; ``None`` where there is none, or it is closed, or in another process: a fork takes the loop along,
-            but not the thread that it runs in.
+            The loop; ``None`` where there is none, or it does not run, or in another process: a fork takes the loop
+            along, but not the thread that it runs in.
         """
         loop = self.loop
-        return None if loop is None or loop.is_closed() or self._pid != os.getpid() else loop
-
-    def close(self) -> None:
-        """Forget it."""
-        self.loop = None
+        return None if loop is None or not loop.is_running() or self._pid != os.getpid() else loop
 
 
 def app_loop(known: AppLoop | None) -> AppLoop | None:
@@ -59,13 +56,14 @@ def app_loop(known: AppLoop | None) -> AppLoop | None:
         known: where the app has noted its loop.
 
     Returns:
-        The one that runs in this thread, else the app's.
+        The app's, where it runs: whoever asks may have a loop of its own for a moment. Else the one that runs in this
+        thread.
     """
-    try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
+    if known is not None and known.usable() is not None:
         return known
-    return known if known is not None and known.loop is running else AppLoop(running)
+    seen = AppLoop()
+    seen.note()
+    return known if seen.loop is None else seen
 
 
 def run_blocking(call: Callable[[], Coroutine[Any, Any, _T]], store: object, known: AppLoop | None) -> _T:
@@ -87,9 +85,18 @@ def run_blocking(call: Callable[[], Coroutine[Any, Any, _T]], store: object, kno
         raise StateBlockingError
     if getattr(store, "immediate", False):
         return _run_at_once(call())
+    deadline = _deadline_of(store)
     loop = (None if known is None else known.usable()) or _background.loop()
-    answer: _T = _Call(loop, call).wait(getattr(store, "deadline", _DEADLINE))
+    answer: _T = _Call(loop, call).wait(deadline)
     return answer
+
+
+def _deadline_of(store: object) -> float:
+    deadline = getattr(store, "deadline", _DEADLINE)
+    if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 0 < deadline < float("inf"):
+        message = f"the attribute deadline of {type(store).__qualname__} must be a number of seconds, more than 0"
+        raise ValueError(message)
+    return deadline
 
 
 async def pause(seconds: float) -> None:
@@ -134,7 +141,7 @@ class _Call:
     arrival. The coroutine is made on the loop, so that none is left over where the loop never comes to it.
     """
 
-    __slots__ = ("_arrived", "_call", "_context", "_error", "_given_up", "_loop", "_result", "_task")
+    __slots__ = ("_answered", "_arrived", "_call", "_context", "_error", "_given_up", "_loop", "_result", "_task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self._loop = loop
@@ -142,6 +149,7 @@ class _Call:
         self._context = copy_context()
         self._arrived = Lock()
         self._arrived.acquire()  # released by the answer
+        self._answered = False
         self._result: Any = None
         self._error: BaseException | None = None
         self._given_up = False
@@ -190,14 +198,18 @@ class _Call:
         except BaseException as error:  # noqa: BLE001 - some would stop the loop, which is everybody's
             self._fail(error)
         else:
+            self._answered = True
             self._arrived.release()
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
-        if task.cancelled():  # by the end of the loop, say: in the caller it would look as if that had been cancelled
+        if (
+            task.cancelled() and not self._answered
+        ):  # by the end of the loop, say: in the caller it would look as if that had been cancelled
             self._fail(StateUnavailableError("the call was cancelled on its event loop"))
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
+        self._answered = True
         self._arrived.release()
 
     def _stop(self) -> None:
@@ -212,17 +224,21 @@ class _Background:
         self._lock = Lock()
         self._pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: Thread | None = None
 
     def loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is None or self._pid != os.getpid():  # a fork takes the loop along, but not its thread
+            alive = self._thread is not None and self._thread.is_alive() and self._pid == os.getpid()
+            if self._loop is None or not alive:  # a fork takes the loop along, but not its thread
                 loop = asyncio.new_event_loop()
+                self._thread = Thread(target=loop.run_forever, name="asgi_context-background", daemon=True)
+                self._loop, self._pid = loop, os.getpid()  # before it starts: Ctrl-C may come once it has
                 try:
-                    Thread(target=loop.run_forever, name="asgi_context-background", daemon=True).start()
-                except BaseException:
+                    self._thread.start()
+                except RuntimeError as error:  # there are too many, or the interpreter ends
                     loop.close()
-                    raise
-                self._loop, self._pid = loop, os.getpid()
+                    reason = f"no thread could be started that would ask it ({error})"
+                    raise StateUnavailableError(reason) from None
             return self._loop
 
     def forget(self) -> None:

@@ -13,6 +13,8 @@ _LONGEST: Final = 10_000_000_000  # seconds; some 300 years, which every store c
 class StateLimits:
     """How much a store may hold. A write that would go beyond is refused; nobody's states are ever evicted.
 
+    What has ended does not count any more; for ``states`` and ``total_bytes``, from the next whole second on.
+
     Args:
         value_bytes: the longest value, in bytes of its text.
         fields: how many fields a state may have.

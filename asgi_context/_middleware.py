@@ -127,7 +127,7 @@ class ContextMiddleware:
             check_message(message)
         source = source_of(identity, tenant, user, message)
         close_timeout = seconds(close_timeout, "close_timeout")
-        closing, app_loop = Closing(close_timeout), AppLoop()
+        closing = Closing(close_timeout)
 
         plan = HeaderPlan()
         # Tenant and user out of two headers, as nearly always, are read without a call once they are known.
@@ -147,7 +147,7 @@ class ContextMiddleware:
             pools=workers_of(pools or {}, close_timeout),
             factories=check_factories(resources or {}),
             closing=closing,
-            app_loop=app_loop,
+            app_loop=None if store is None or getattr(store, "immediate", False) else AppLoop(),
         )
         self._exempt = exempt
         self._authorize = authorize
@@ -168,8 +168,6 @@ class ContextMiddleware:
             *parts_of([source, request_id, message]),
             *reversed(list(self._services.pools.values())),
         ]
-        if not getattr(self._services.store, "immediate", False):
-            parts.insert(0, app_loop)  # closed last: a job that still runs may ask for its state
         if resources:
             parts.append(closing)
         self._lifespan = Lifespan(parts)
@@ -204,6 +202,8 @@ class ContextMiddleware:
         headers: Any = scope["headers"]
         if headers.__class__ is not list:  # any iterable will do, and the app must be able to read it once more
             headers = scope["headers"] = list(headers)
+        if self._services.app_loop is not None:
+            self._services.app_loop.note()  # with each request: a test may serve each on a loop of its own
         ids: list[str] = []
         mark: Any = None
         if _MARK in scope:

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import anyio
 import anyio.to_thread
@@ -590,17 +590,18 @@ def test_each_app_has_its_own_loop() -> None:
     assert SharedState(store.memory, "acme", "ann").sync.get("s") == {"from": "globex"}
 
 
-async def test_in_a_thread_that_has_a_loop_of_its_own_it_is_that_loop(asyncio_only: None) -> None:
-    """What is asked for there runs there, as whatever else that loop awaits."""
+async def test_from_a_thread_that_has_a_loop_of_its_own_it_is_the_apps_loop(asyncio_only: None) -> None:
+    """Whoever asks first may have a loop for a moment; the state is everybody's as long as the request lasts."""
     store = WaitingStore()
 
-    async def inner() -> asyncio.AbstractEventLoop:
+    async def inner() -> None:
         await asyncio.to_thread(current_state().sync.get, "s")
-        return asyncio.get_running_loop()
 
     async def handle() -> None:
-        loop = await by_carry_context(lambda: asyncio.run(inner()))
-        assert store.loops == {loop} != {asyncio.get_running_loop()}
+        await by_carry_context(lambda: asyncio.run(inner()))
+        await asyncio.to_thread(current_state().sync.get, "s")
+        assert store.loops == {asyncio.get_running_loop()}
+        assert len(store.asked) == 2
 
     await run(app_of(store, handle), http(*who()))
 
@@ -640,51 +641,64 @@ async def test_many_threads_at_once_lose_nothing(asyncio_only: None) -> None:
     assert store.loops == {asyncio.get_running_loop()}
 
 
-# The app's loop, with the lifespan.
+# The app's loop.
 
 
-class Lifespan:
-    """A lifespan that goes on until the test ends it."""
-
-    def __init__(self) -> None:
-        self.up, self.down, self.step = anyio.Event(), anyio.Event(), 0
-
-    async def receive(self) -> dict[str, Any]:
-        self.step += 1
-        if self.step == 1:
-            return {"type": "lifespan.startup"}
-        self.up.set()
-        await self.down.wait()
-        return {"type": "lifespan.shutdown"}
-
-    async def send(self, message: Any) -> None:
-        assert message["type"].endswith("complete")
-
-
-async def test_the_apps_loop_is_known_from_startup_to_shutdown() -> None:
+async def test_the_apps_loop_is_noted_with_each_request() -> None:
+    """A middleware may serve on several loops in turn, as tests do; under trio there is none."""
     known: list[Any] = []
 
-    async def nothing() -> None:
-        pass
+    async def handle() -> None:
+        known.append(app._services.app_loop.loop)
 
-    app = app_of(WaitingStore(), nothing)
+    app = app_of(WaitingStore(), handle)
+    assert app._services.app_loop.loop is None
+    await run(app, http(*who()))
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        assert known == [None]
+    else:
+        assert known == [running]
+        await asyncio.to_thread(lambda: asyncio.run(run(app, http(*who()))))
+        assert known[1] is not running
+        await run(app, http(*who()))
+        assert known[2] is running
+
+
+def test_a_store_in_memory_needs_no_loop() -> None:
+    for store in (None, MemoryStore()):
+        app = app_of(store, None)
+        assert app._services.app_loop is None
+    assert cast("Any", SharedState(MemoryStore(), "acme"))._loop is None
+
+
+async def test_after_the_lifespan_what_still_runs_asks_on_the_apps_loop() -> None:
+    store = WaitingStore()
+
+    async def work() -> None:
+        await asyncio.to_thread(current_state().sync.get, "s")
 
     async def handle() -> None:
-        await nothing()
+        tasks.append(asyncio.get_running_loop().create_task(after()))
 
-    lifespan = Lifespan()
-    app_loop = app._services.app_loop
-    assert app_loop.loop is None
-    async with anyio.create_task_group() as group:
-        group.start_soon(app, {"type": "lifespan", "asgi": {"version": "3.0"}}, lifespan.receive, lifespan.send)
-        await lifespan.up.wait()
-        known.append(app_loop.loop)
-        lifespan.down.set()
-    assert app_loop.loop is None
+    async def after() -> None:
+        await over.wait()
+        await work()
+
     try:
-        assert known == [asyncio.get_running_loop()]
+        loop = asyncio.get_running_loop()
     except RuntimeError:
-        assert known == [None], "under trio there is none"
+        return  # under trio there is none
+    tasks: list[asyncio.Task[None]] = []
+    over = asyncio.Event()
+    app = app_of(store, handle)
+    await app.open()
+    await run(app, http(*who()))
+    await app.close()
+    over.set()
+    await tasks[0]
+    assert store.loops == {loop}
 
 
 async def test_under_trio_what_is_asked_for_in_a_thread_runs_where_no_app_has_a_loop(trio_only: None) -> None:
@@ -810,21 +824,6 @@ async def test_a_call_that_was_given_up_before_the_loop_came_to_it_never_asks_th
     assert store.asked == []
 
 
-def test_an_answer_at_the_moment_of_the_deadline_is_no_timeout_of_the_stores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes after the wait was given up, and before it is looked whose TimeoutError that is."""
-
-    class Future(concurrent.futures.Future[Any]):
-        def result(self, timeout: float | None = None) -> Any:
-            found = super().result(SOON)
-            if timeout == AT_ONCE:
-                raise TimeoutError
-            return found
-
-    monkeypatch.setattr(concurrent.futures, "Future", Future)
-    with suppress(StateUnavailableError):  # as good: the deadline has passed
-        assert SharedState(WaitingStore(deadline=AT_ONCE), "acme").sync.upsert("s", {"a": 1}) is True
-
-
 def test_a_store_that_says_nothing_has_30_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert blocking._DEADLINE == 30
     monkeypatch.setattr(blocking, "_DEADLINE", LATE)
@@ -935,23 +934,28 @@ def test_where_the_apps_loop_is_closed_the_process_has_its_own() -> None:
     assert [asked.thread.name for asked in store.asked] == ["asgi_context-background"]
 
 
-def test_where_the_apps_loop_is_stopped_it_is_unavailable_after_the_deadline() -> None:
-    store = WaitingStore(deadline=AT_ONCE)
-    state = SharedState(store, "acme")
-    with nothing_is_left_unawaited():
-        state._loop = blocking.AppLoop(asyncio.new_event_loop())
-        with pytest.raises(StateUnavailableError, match="within"):
-            state.sync.get("s")
-        state._loop.loop.close()
-        state._loop = None
-    assert store.asked == []
+def test_where_the_apps_loop_is_stopped_the_process_has_its_own() -> None:
+    store = WaitingStore()
+    state: Any = SharedState(store, "acme")
+    loop = asyncio.new_event_loop()
+    state._loop = blocking.AppLoop(loop)
+    assert state.sync.upsert("s", {"a": 1}) is True
+    loop.close()
+    assert [asked.thread.name for asked in store.asked] == ["asgi_context-background"]
+
+
+class JustStopped(blocking.AppLoop):
+    """A loop that was seen to run a moment ago."""
+
+    def usable(self) -> asyncio.AbstractEventLoop | None:
+        return self.loop
 
 
 def test_a_loop_that_was_stopped_and_goes_on_drops_what_was_given_up() -> None:
     store = WaitingStore(deadline=AT_ONCE)
-    state = SharedState(store, "acme")
+    state: Any = SharedState(store, "acme")
     loop = asyncio.new_event_loop()
-    state._loop = blocking.AppLoop(loop)
+    state._loop = JustStopped(loop)
     with nothing_is_left_unawaited():
         with pytest.raises(StateUnavailableError, match="within"):
             state.sync.get("s")
@@ -968,8 +972,8 @@ class ClosingLoop:
     def __init__(self, loop: Any, calls: int) -> None:
         self.loop, self.calls = loop, calls
 
-    def is_closed(self) -> bool:
-        return False
+    def is_running(self) -> bool:
+        return True
 
     def create_task(self, *args: Any, **kwargs: Any) -> Any:
         return self.loop.create_task(*args, **kwargs)
@@ -1039,6 +1043,58 @@ def test_an_interrupt_of_the_waiting_thread_ends_the_call() -> None:
     with pytest.raises(KeyboardInterrupt):
         state.sync.get("s")
     assert ended.cancelled.wait(SOON)
+
+
+def test_an_interrupt_while_the_process_gets_its_own_loop_leaves_that_for_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    background = blocking._Background()
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        background.loop()
+    monkeypatch.undo()
+    before = threading.active_count()
+    loop = background.loop()
+    assert threading.active_count() == before
+    assert asyncio.run_coroutine_threadsafe(asyncio.sleep(0, "runs"), loop).result(SOON) == "runs"
+    thread: Any = background._thread
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(SOON)
+    loop.close()
+
+
+def test_a_task_that_is_cancelled_as_it_ends_has_answered() -> None:
+    complaints: list[Any] = []
+
+    async def during() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    store = WaitingStore(during)
+    state = SharedState(store, "acme").sync
+    for _ in range(20):
+        with suppress(StateUnavailableError):
+            assert state.get("s") is None
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), store.asked[0].loop).result(SOON)
+    store.asked[0].loop.call_soon_threadsafe(store.asked[0].loop.set_exception_handler, None)
+    assert complaints == []
+
+
+@pytest.mark.parametrize("deadline", [0, -1, None, "5", True, float("nan"), float("inf")])
+def test_a_deadline_must_be_a_number_of_seconds(deadline: Any) -> None:
+    store = WaitingStore()
+    store.deadline = deadline
+    with pytest.raises(ValueError, match="deadline of WaitingStore must be a number of seconds"):
+        SharedState(store, "acme").sync.get("s")
+    assert store.asked == []
 
 
 def test_an_interrupt_between_asking_and_waiting_ends_the_call() -> None:
@@ -1120,7 +1176,7 @@ def test_where_no_thread_can_be_started_the_next_call_tries_again(monkeypatch: p
 
     with nothing_is_left_unawaited():
         monkeypatch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="can't start"):
+        with pytest.raises(StateUnavailableError, match=r"no thread could be started .*can't start"):
             background.loop()
         monkeypatch.undo()
         loop = background.loop()

@@ -666,13 +666,15 @@ async def test_a_revocation_in_the_moment_of_the_first_question_wins(
     from asgi_context._context import current_binding
     from asgi_context._state import _current
 
+    make = _current.make_state
     with bind_context(ANN, store=store):
         binding = current_binding()
 
-        def revoking(known: Any) -> None:
+        def revoking(*arguments: Any) -> Any:
             binding.revoked = "revoked"
+            return make(*arguments)
 
-        monkeypatch.setattr(_current, "app_loop", revoking)
+        monkeypatch.setattr(_current, "make_state", revoking)
         with pytest.raises(ContextClosedError):
             current_state(None)
         assert binding.state is None

@@ -2,8 +2,8 @@
 
 A further store is one more `Stage` in ``STAGES``; no test looks at which one it has.
 
-The state machine at the end runs a few seconds' worth of steps. ``STORE_CONTRACT_STEPS=10000`` in the environment has it
-run that many, for each store.
+The state machine at the end runs 10,000 steps for each store; ``STORE_CONTRACT_STEPS=1000000`` in the environment has it
+run that many.
 """
 
 import asyncio
@@ -1693,7 +1693,7 @@ class StoreMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", STAGES.values(), ids=STAGES)
 def test_any_sequence_of_calls_leaves_what_it_leaves_in_plain_dictionaries(kind: type[Stage]) -> None:
     each = 50
-    steps = int(os.environ.get("STORE_CONTRACT_STEPS", "1000"))
+    steps = int(os.environ.get("STORE_CONTRACT_STEPS", "10000"))
     run_state_machine_as_test(
         lambda: StoreMachine(kind),
         settings=settings(

@@ -1,9 +1,24 @@
-"""Where in a value something is, for errors."""
+"""What errors say of a value: where it stands, and of which type it is; never the value itself."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 _LONGEST_STEP: Final = 60  # characters of a name
+_LEAST, _MOST = -(2**63), 2**63 - 1
+_QUALNAME: Final[Any] = type.__dict__["__qualname__"].__get__
+
+
+class UnfitError(Exception):
+    """A value cannot be kept, or what is stored is no such value.
+
+    Args:
+        reason: why, in words, without the value.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path: list[object] = []  # filled in on the way up, from the inside out
 
 
 def path_to(field: str, inside: Iterable[object] = ()) -> str:
@@ -11,7 +26,7 @@ def path_to(field: str, inside: Iterable[object] = ()) -> str:
 
     Args:
         field: name of the field that it stands in.
-        inside: the steps from there: names of members, and indices.
+        inside: the steps from there: names of members, keys, and indices.
 
     Returns:
         Such as ``"field 'cart'['items'][2]"``.
@@ -23,10 +38,26 @@ def short(step: object) -> str:
     """Tell one step, cut where it is long.
 
     Args:
-        step: a name or an index.
+        step: a name, an index, or any key of a dict.
 
     Returns:
-        Its repr.
+        Its repr, where that is a name or an index; else, its type: a repr of the user's may show anything, or raise.
     """
-    shown = repr(step)
-    return shown if len(shown) <= _LONGEST_STEP else f"{shown[:_LONGEST_STEP]}..."
+    if type(step) is str:
+        shown = repr(step[: _LONGEST_STEP + 1])
+        return shown if len(shown) <= _LONGEST_STEP else f"{shown[:_LONGEST_STEP]}..."
+    if type(step) is int and _LEAST <= step <= _MOST:
+        return repr(step)
+    return type_name(step)
+
+
+def type_name(value: object) -> str:
+    """Tell the type of a value.
+
+    Args:
+        value: any value.
+
+    Returns:
+        The qualified name of its class, also where a metaclass says otherwise, or raises.
+    """
+    return str.__str__(_QUALNAME(type(value)))

@@ -9,9 +9,10 @@ from math import isnan
 from typing import Any, Final, cast
 from uuid import UUID
 
+from asgi_context._codec._attributes import Renew
 from asgi_context._codec._json import ATOMS, encoder
-from asgi_context._codec._paths import path_to, short
-from asgi_context._codec._registry import BY_NAME
+from asgi_context._codec._paths import UnfitError, path_to, short, type_name
+from asgi_context._codec._registry import BY_NAME, Registered
 from asgi_context._codec._zones import zone_of
 from asgi_context.errors import StateDecodeError
 
@@ -30,16 +31,17 @@ def decode(state: str, field: str, text: bytes) -> Any:  # noqa: ANN401 - what w
     Raises:
         StateDecodeError: it is no such text, or holds a type that is not registered here, or not in that version.
     """
+    cause = None
     try:
         tree = encoder.loads(text)
         return _value(tree) if b'"$' in text else tree
     except RecursionError:
-        raise StateDecodeError(state, path_to(field), "it is nested too deep") from None
-    except Exception as error:
-        # Without the error's own text, which may quote what is stored.
-        told = isinstance(error, _UnreadableError)
-        reason = str(error) if told else f"it is not what was written ({type(error).__name__})"
-        raise StateDecodeError(state, path_to(field), reason) from error
+        reason = "it is nested deeper than the stack of this thread still allows"
+    except _UnreadableError as error:
+        reason, cause = str(error), error.__cause__
+    except Exception as error:  # noqa: BLE001 - without its own text and traceback, which may quote what is stored
+        reason = f"it is not what was written ({type_name(error)})"
+    raise StateDecodeError(state, path_to(field), reason) from cause
 
 
 def decode_all(state: str, texts: Mapping[str, bytes]) -> dict[str, Any]:
@@ -69,6 +71,9 @@ class _UnreadableError(Exception):
     pass
 
 
+# To values. With no more frames for a level of JSON than the writer has: what is written can be read from as deep.
+
+
 def _value(tree: Any) -> Any:  # noqa: ANN401 - any tree
     kind: Any = type(tree)  # pyright: ignore[reportUnknownVariableType]  # as above
     if kind is list:
@@ -79,17 +84,7 @@ def _value(tree: Any) -> Any:  # noqa: ANN401 - any tree
         name = next(iter(tree))
         if name[:1] == "$":
             return {name[1:]: _value(tree[name])} if name[:2] == "$$" else _tagged(name, tree[name])
-    return _members(tree)
-
-
-def _members(tree: dict[str, Any]) -> dict[str, Any]:
     return {name: item if type(item) in ATOMS else _value(item) for name, item in tree.items()}
-
-
-def _content(payload: Any) -> Any:  # noqa: ANN401 - what stands behind a tag is never taken for one
-    if type(payload) is not dict or payload.keys() == {"$int"}:  # the latter for a Flag of more than 64 bits
-        return _value(payload)
-    return _members(cast("dict[str, Any]", payload))
 
 
 def _tagged(tag: str, payload: Any) -> Any:  # noqa: ANN401 - any value
@@ -98,6 +93,21 @@ def _tagged(tag: str, payload: Any) -> Any:  # noqa: ANN401 - any value
         if type(payload) not in _SHAPES.get(tag, _TEXT):
             raise _UnreadableError(_MALFORMED)
         return reader(payload)
+    items = _OF_ITEMS.get(tag)
+    if items is not None:
+        if type(payload) is not list:
+            raise _UnreadableError(_MALFORMED)
+        values: list[Any] = payload  # pyright: ignore[reportUnknownVariableType]  # as above
+        return items([item if type(item) in ATOMS else _value(item) for item in values])
+    # What stands behind the tag of a type is never taken for a tag; but a Flag can have more than 64 bits.
+    if type(payload) is not dict or payload.keys() == {"$int"}:
+        return _registered(tag, _value(payload))
+    members = cast("dict[str, Any]", payload)
+    content = {name: item if type(item) in ATOMS else _value(item) for name, item in members.items()}
+    return _registered(tag, content)
+
+
+def _registered(tag: str, content: Any) -> Any:  # noqa: ANN401 - any value
     match = _TYPE_TAG.fullmatch(tag)
     if match is None:
         reason = f"it holds the tag {short(tag)}, which this version does not know"
@@ -107,26 +117,33 @@ def _tagged(tag: str, payload: Any) -> Any:  # noqa: ANN401 - any value
     if registered is None:
         reason = f"it holds a {name!r}: register that type at start-up, with register_state_type"
         raise _UnreadableError(reason)
-    content = _content(payload)
-    if version != registered.version:
-        if version > registered.version or registered.upgrade is None:
-            raise _UnreadableError(
-                f"it holds version {version} of {name!r}, and version {registered.version} is registered here"
-                + ("" if version > registered.version else ", without upgrade=")
-            )
-        try:
-            content = dict(registered.upgrade(content, version))
-        except Exception as error:
-            reason = f"it holds version {version} of {name!r}, and its upgrade= raised {type(error).__name__}"
-            raise _UnreadableError(reason) from error
+    renew = None if version == registered.version else _renewal(registered, version)
     try:
-        return registered.put_together(content)
-    except LookupError as error:
-        reason = f"it holds a {name!r} that does not fit: {error.args[0] if error.args else error}"
-        raise _UnreadableError(reason) from error
+        return registered.put_together(content, renew)
+    except UnfitError as unfit:
+        reason = f"it holds a {name!r} that does not fit: {unfit.reason}"
+        raise _UnreadableError(reason) from None
 
 
-_TYPE_TAG: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_.\-]*)@([0-9]{1,9})")
+def _renewal(registered: Registered, version: int) -> Renew:
+    holds = f"it holds version {version} of {registered.name!r}"
+    upgrade = registered.upgrade
+    if version > registered.version or upgrade is None:
+        advice = "" if version > registered.version else ", without upgrade="
+        reason = f"{holds}, and version {registered.version} is registered here{advice}"
+        raise _UnreadableError(reason)
+
+    def renew(fields: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(upgrade(fields, version))
+        except Exception as error:
+            reason = f"{holds}, and its upgrade= raised {type_name(error)}"
+            raise _UnreadableError(reason) from error
+
+    return renew
+
+
+_TYPE_TAG: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_.\-]{0,99})@([0-9]{1,9})")
 
 
 def _read_moment(kind: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - datetime or time
@@ -145,18 +162,24 @@ def _read_moment(kind: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - datetime 
 
 
 _MALFORMED: Final = "what stands behind a tag is not what that tag is for"
+_OF_ITEMS: Final[dict[str, Callable[[list[Any]], Any]]] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
 _SECOND: Final = 1_000_000  # microseconds
 _TEXT: Final[tuple[type, ...]] = (str,)
 _SHAPES: Final[dict[str, tuple[type, ...]]] = {
-    **dict.fromkeys(["$tuple", "$set", "$frozenset", "$dict", "$timedelta"], (list,)),
+    **dict.fromkeys(["$dict", "$timedelta"], (list,)),
     **dict.fromkeys(["$datetime", "$time"], (str, list)),
 }
 
 
 def _read_pairs(payload: list[Any]) -> dict[Any, Any]:
-    if any(type(pair) is not list for pair in payload):
-        raise _UnreadableError(_MALFORMED)
-    return {_value(key): _value(item) for key, item in payload}
+    pairs: dict[Any, Any] = {}
+    for pair in payload:
+        if type(pair) is not list:
+            raise _UnreadableError(_MALFORMED)
+        both: list[Any] = pair  # pyright: ignore[reportUnknownVariableType]  # as above
+        key, item = both
+        pairs[_value(key)] = _value(item)
+    return pairs
 
 
 def _read_float(payload: str) -> float:
@@ -183,9 +206,6 @@ def _read_timedelta(payload: list[Any]) -> timedelta:
 _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$int": int,
     "$float": _read_float,
-    "$tuple": lambda payload: tuple(_value(payload)),
-    "$set": lambda payload: set(_value(payload)),
-    "$frozenset": lambda payload: frozenset(_value(payload)),
     "$dict": _read_pairs,
     "$bytes": lambda payload: b64decode(payload, validate=True),
     "$datetime": _read_moment(datetime),

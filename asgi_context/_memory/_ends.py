@@ -14,13 +14,16 @@ class Ends:
 
     What is taken out before its end leaves nothing behind but its second, and that is forgotten at its time or when
     there are many such. Finding what is over takes no look at what is not.
+
+    A call that is broken off in between, by Ctrl-C or for want of stack, may leave an entry in a bucket that is not its
+    own, or in none: nothing here relies on it.
     """
 
     def __init__(self) -> None:
         self._buckets: dict[int, dict[Entry, None]] = {}
         self._due: list[int] = []  # a heap of their seconds, and of some that are no more
         self.next = inf
-        """When to call `over` again, in seconds."""
+        """From when on `first` should be asked, in seconds."""
 
     def put(self, entry: Entry, ends: float) -> None:
         """Let an entry end.
@@ -29,11 +32,12 @@ class Ends:
             entry: the entry.
             ends: when, in seconds; infinity for never.
         """
-        self.take_out(entry)
         if ends == inf:
+            self.take_out(entry)
             return
-        entry.ends = ends
         second = ceil(ends)
+        self.take_out(entry)
+        entry.ends = ends
         bucket = self._buckets.get(second)
         if bucket is None:
             bucket = self._buckets[second] = {}
@@ -50,41 +54,36 @@ class Ends:
         if entry.ends == inf:
             return
         second = ceil(entry.ends)
+        bucket = self._buckets.get(second)
+        if bucket is not None:
+            bucket.pop(entry, None)
+            if not bucket:
+                self._forget(second)
         entry.ends = inf
-        bucket = self._buckets[second]
-        del bucket[entry]
-        if not bucket:
-            del self._buckets[second]
-            if len(self._due) > 2 * len(self._buckets) + _MOST_STALE:
-                self._due = list(self._buckets)
-                heapify(self._due)
-                self._look()
 
     def first(self) -> Entry | None:
-        """Give one that ends in the second `next`.
+        """Take one out that ends in the second `next`, or before.
 
         Returns:
             An entry; ``None`` if nothing ends then any more, and `next` has moved on.
         """
-        bucket = self._buckets.get(self._due[0])
-        if bucket is None:
+        second = self._due[0]
+        bucket = self._buckets.get(second)
+        if not bucket:
             heappop(self._due)
+            self._buckets.pop(second, None)
             self._look()
             return None
-        entry, _ = bucket.popitem()  # from its end: at the beginning, a dict that was deleted from is full of holes
-        bucket[entry] = None
+        entry, _ = bucket.popitem()  # from its end: at its beginning, a dict that was deleted from is full of holes
         return entry
 
-    def in_second_of(self, now: float) -> list[Entry]:
-        """Give those that end in this second, before or after now.
-
-        Args:
-            now: the time, in seconds.
-
-        Returns:
-            They.
-        """
-        return list(self._buckets.get(ceil(now), ()))
+    def _forget(self, second: int) -> None:
+        self._buckets.pop(second, None)
+        if len(self._due) > 2 * len(self._buckets) + _MOST_STALE:
+            self._buckets = dict(self._buckets)
+            self._due = list(self._buckets)
+            heapify(self._due)
+            self._look()
 
     def _look(self) -> None:
         self.next = self._due[0] if self._due else inf

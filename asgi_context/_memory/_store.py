@@ -1,22 +1,24 @@
 """The store itself."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from math import inf
 from threading import Lock
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Final
 
 from asgi_context._blocking import pause
 from asgi_context._limits import StateLimits, check_ttl
 from asgi_context._memory._ends import Ends
-from asgi_context._memory._entries import Counter, Entry, Home, Lease, State, bytes_of
+from asgi_context._memory._entries import Counter, Entry, Home, Lease, State, bytes_of, shrunk, size_of
+from asgi_context._memory._forks import forks
 from asgi_context._memory._numbers import add
 from asgi_context._types import KEEP, Space, Ttl
 from asgi_context.errors import StateLimitError, StateNumberError
 
 _MOST_PURGED: Final = 8  # of what is over, in one call
-_MOST_ERASED: Final = 1000  # states, in one hold of the lock
+_MOST_ERASED: Final = 1000  # entries, in one hold of the lock
+_NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
 class MemoryStore:
@@ -50,6 +52,9 @@ class MemoryStore:
         if limits is not None and not isinstance(limits, StateLimits):
             message = f"limits must be StateLimits, not {type(limits).__qualname__}"
             raise TypeError(message)
+        if not callable(clock):
+            message = f"clock must be callable, not {type(clock).__qualname__}"
+            raise TypeError(message)
         self._default_ttl = default_ttl
         self._limits = StateLimits() if limits is None else limits
         self._clock = clock
@@ -60,6 +65,7 @@ class MemoryStore:
         self._version = 0
         self._now = 0.0  # of the call that has the lock: nothing can end in the midst of one
         self._ends = Ends()
+        forks.add(self._lock)
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {self._states} states of {len(self._tenants)} tenants>"
@@ -124,10 +130,11 @@ class MemoryStore:
             if len(found.fields) == 1:
                 self._drop(found)
             else:
-                if self._limits.total_bytes is not None:
-                    self._bytes -= _text_size(field, found.fields[field])
-                del found.fields[field]
+                growth = 0 if self._limits.total_bytes is None else -size_of({field: found.fields[field]})
                 found.version = self._next_version()
+                del found.fields[field]
+                self._bytes += growth
+                found.fields = shrunk(found.fields)
             return 1
 
     async def remove(self, space: Space, state: str, /) -> int:
@@ -185,28 +192,36 @@ class MemoryStore:
         """Remove everything of a tenant; others have their turn every 1,000 states; see `Store`."""
         with self._lock:
             homes = list(self._tenants.pop(tenant, {}).values())  # from now on nobody finds it
-        places: list[dict[str, Any]] = [place for home in homes for place in home.places()]
-        erased = left = 0
+        erased = 0
         try:
-            while places:
-                with self._lock:
-                    self._now = self._clock()
-                    there, done = self._take_down(places[-1], _MOST_ERASED - left)
-                erased += there
-                left += done
-                if not places[-1]:
-                    places.pop()
-                if left >= _MOST_ERASED:
-                    left = 0
-                    await pause(0)
+            while homes:
+                erased += self._take_down(homes)
+                await pause(0)
         finally:
-            with self._lock:  # where this is cancelled, the rest at once: nobody else can find it any more
-                for place in places:
-                    self._take_down(place, len(place))
+            while homes:  # where this is cancelled: the other threads have their turn, but nothing is left behind
+                self._take_down(homes)
+        return erased
+
+    def _take_down(self, homes: list[Home]) -> int:
+        erased = 0
+        with self._lock:
+            self._now = self._clock()
+            for _ in range(_MOST_ERASED):
+                while homes and homes[-1].is_empty():
+                    homes.pop()
+                if not homes:
+                    break
+                entry = homes[-1].take_one()
+                if type(entry) is State:
+                    erased += entry.ends > self._now
+                    self._states -= 1
+                    self._bytes -= 0 if self._limits.total_bytes is None else entry.size()
+                self._ends.take_out(entry)
         return erased
 
     async def count(self, space: Space, counter: str, by: int, window: float, /) -> tuple[int, float]:
         """Add to a counter; see `Store`."""
+        check_ttl(window, "window")
         with self._lock:
             home = self._home(space)
             found = None if home is None else home.counters.get(counter)
@@ -214,28 +229,32 @@ class MemoryStore:
                 if found is not None:
                     self._drop(found)
                 home = self._own_home(space)
-                found = home.counters[counter] = Counter(home, home.counters, counter)
-                found.value = 0
+                found = Counter(home, counter)
                 self._let_end(found, window)
+                home.counters[counter] = found
             found.value += by
             return found.value, found.ends - self._now
 
     async def acquire(self, space: Space, lease: str, holder: str, most: int, ttl: float, /) -> bool:
         """Take, or renew, one of a number of leases; see `Store`."""
+        check_ttl(ttl, "ttl")
         with self._lock:
             home = self._home(space)
-            holders: dict[str, Lease] = {} if home is None else home.leases.get(lease, {})
-            for held in list(holders.values()):
-                if held.ends <= self._now:
-                    self._drop(held)
-            if holder not in holders:
-                if len(holders) >= most:
-                    return False
-                home = self._own_home(space)
-                holders = home.leases.setdefault(lease, {})
-                held = holders[holder] = Lease(home, holders, holder)
-                held.name = lease
-            self._let_end(holders[holder], ttl)
+            holders = {} if home is None else home.leases.get(lease, {})
+            for held in [held for held in holders.values() if held.ends <= self._now]:
+                self._drop(held)
+            home = self._look_up(space)
+            holders = {} if home is None else home.leases.get(lease, {})
+            renewed = holders.get(holder)
+            if renewed is not None:
+                self._let_end(renewed, ttl)
+                return True
+            if len(holders) >= most:
+                return False
+            home = self._own_home(space)
+            taken = Lease(home, holder, lease)
+            self._let_end(taken, ttl)
+            home.leases.setdefault(lease, {})[holder] = taken
             return True
 
     async def release(self, space: Space, lease: str, holder: str, /) -> bool:
@@ -249,7 +268,8 @@ class MemoryStore:
             self._drop(held)
             return in_time
 
-    # All below under the lock.
+    # All below under the lock. What can fail for want of stack is done before the first change, and what stands in the
+    # midst of an entry's change by Ctrl-C is no error in anybody's later call.
 
     def _home(self, space: Space) -> Home | None:
         # At the beginning of every call, and only there.
@@ -288,55 +308,52 @@ class MemoryStore:
     def _put(
         self, space: Space, state: str, found: State | None, fields: Mapping[str, bytes], ttl: Ttl, *, merge: bool
     ) -> None:
-        kept: Mapping[str, bytes] = found.fields if merge and found is not None else {}
-        over = self._over(space, state, found, kept, fields)
-        if over is not None:
-            self._purge_all()  # what is over does not count
-            over = self._over(space, state, found, kept, fields)
-            if over is not None:
-                raise StateLimitError(over, getattr(self._limits, over))
+        kept = found.fields if merge and found is not None else _NOTHING
+        growth = 0
         if self._limits.total_bytes is not None:
-            self._bytes += self._growth(state, found, kept, fields)
+            growth = size_of(fields)
+            if found is None:
+                growth += bytes_of(state)
+            elif merge:
+                growth -= size_of({name: kept[name] for name in fields if name in kept})
+            else:
+                growth -= size_of(found.fields)
+        self._make_room(space, found, kept, fields, growth)
         if found is None:
             home = self._own_home(space)
-            found = home.states[state] = State(home, home.states, state)
-            found.fields = dict(fields)
+            made = State(home, state, dict(fields), self._next_version())
+            self._let_end(made, self._default_ttl if ttl is KEEP else ttl)
+            home.states[state] = made
             self._states += 1
-            self._let_end(found, self._default_ttl if ttl is KEEP else ttl)
         else:
+            if ttl is not KEEP:
+                self._let_end(found, ttl)
+            found.version = self._next_version()
             if merge:
                 found.fields.update(fields)
             else:
                 found.fields = dict(fields)
-            if ttl is not KEEP:
-                self._let_end(found, ttl)
-        found.version = self._next_version()
+        self._bytes += growth
 
-    def _over(
-        self, space: Space, state: str, found: State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]
-    ) -> str | None:
+    def _make_room(
+        self, space: Space, found: State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes], growth: int
+    ) -> None:
         limits = self._limits
         if len(kept) + len(fields) > limits.fields and len(kept.keys() | fields.keys()) > limits.fields:
-            return "fields"
+            raise StateLimitError("fields", limits.fields)
         if found is None:
             home = self._look_up(space)
             if home is not None and len(home.states) >= limits.user_states:
-                return "user_states"
-            if limits.states is not None and self._states >= limits.states:
-                return "states"
-        if limits.total_bytes is not None:
-            growth = self._growth(state, found, kept, fields)
-            if growth > 0 and self._bytes + growth > limits.total_bytes:
-                return "total_bytes"
-        return None
-
-    @staticmethod
-    def _growth(state: str, found: State | None, kept: Mapping[str, bytes], fields: Mapping[str, bytes]) -> int:
-        growth = sum(_text_size(name, text) for name, text in fields.items())
-        if found is None:
-            return growth + bytes_of(state)
-        gone = (name for name in found.fields if name in fields or name not in kept)
-        return growth - sum(_text_size(name, found.fields[name]) for name in gone)
+                for own in [own for own in home.states.values() if own.ends <= self._now]:
+                    self._drop(own)
+                if len(home.states) >= limits.user_states:
+                    raise StateLimitError("user_states", limits.user_states)
+            while limits.states is not None and self._states >= limits.states:
+                if not self._purge(1):
+                    raise StateLimitError("states", limits.states)
+        while growth > 0 and limits.total_bytes is not None and self._bytes + growth > limits.total_bytes:
+            if not self._purge(1):
+                raise StateLimitError("total_bytes", limits.total_bytes)
 
     def _next_version(self) -> int:
         self._version += 1  # of the whole store: one that is made anew is another version than the one of before
@@ -345,50 +362,37 @@ class MemoryStore:
     def _let_end(self, entry: Entry, ttl: float | None) -> None:
         self._ends.put(entry, inf if ttl is None else self._now + ttl)
 
-    def _purge(self, most: int) -> None:
+    def _purge(self, most: int) -> bool:
+        """Drop some of what ended in a second that is over; say whether there was something to do."""
+        due = self._ends.next <= self._now
         while most and self._ends.next <= self._now:
             most -= 1
             entry = self._ends.first()
             if entry is not None:
                 self._drop(entry)
-
-    def _purge_all(self) -> None:
-        self._purge(sys.maxsize)
-        for entry in self._ends.in_second_of(self._now):
-            if entry.ends <= self._now:
-                self._drop(entry)
-
-    def _take_down(self, place: dict[str, Any], most: int) -> tuple[int, int]:
-        there = done = 0
-        while place and done < most:
-            key, entry = place.popitem()  # as above
-            there += type(entry) is State and entry.ends > self._now
-            done += 1
-            place[key] = entry
-            self._drop(entry)
-        return there, done
+        return due
 
     def _drop(self, entry: Entry) -> None:
-        del entry.place[entry.key]
-        self._ends.take_out(entry)
         home = entry.home
+        states = size = 0
         if type(entry) is State:
-            self._states -= 1
-            if self._limits.total_bytes is not None:
-                self._bytes -= entry.size()
-        elif type(entry) is Lease and not entry.place:
-            home.leases.pop(entry.name, None)
-        if not (home.states or home.counters or home.leases):
-            self._forget(home)
+            states = 1
+            size = 0 if self._limits.total_bytes is None else entry.size()
+        self._ends.take_out(entry)
+        if home.remove(entry):
+            self._states -= states
+            self._bytes -= size
+            home.shrink(entry)
+            if home.is_empty():
+                self._forget(home)
 
     def _forget(self, home: Home) -> None:
         tenant, user = home.space
         homes = self._tenants.get(tenant)
         if homes is not None and homes.get(user) is home:  # else it was erased
             del homes[user]
-            if not homes:
+            if homes:
+                self._tenants[tenant] = shrunk(homes)
+            else:
                 del self._tenants[tenant]
-
-
-def _text_size(name: str, text: bytes) -> int:
-    return bytes_of(name) + len(text)
+                self._tenants = shrunk(self._tenants)

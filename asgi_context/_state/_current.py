@@ -37,7 +37,8 @@ def current_state(default: object = REQUIRED, /) -> object:
         if default is not REQUIRED:
             return default
         raise ContextNotBoundError("state") if tenant is None else StoreNotBoundError
-    state = make_state(store, (tenant, binding.user), app_loop(binding.services.app_loop))
+    loop = None if getattr(store, "immediate", False) else app_loop(binding.services.app_loop)
+    state = make_state(store, (tenant, binding.user), loop)
     binding.state = state
     if binding.revoked:  # asked after the store above, or a thread could put back what a revocation took away
         binding.state = None

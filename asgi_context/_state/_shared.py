@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from math import inf, isfinite
 from typing import Any, Final, TypeVar
 
-from asgi_context._blocking import AppLoop, pause, run_blocking
+from asgi_context._blocking import AppLoop, app_loop, pause, run_blocking
 from asgi_context._callables import runs_later
 from asgi_context._codec import decode, decode_all, encode
 from asgi_context._limits import check_ttl
@@ -54,7 +54,7 @@ class SharedState:
             user = name_of(user, "user")
         self._store = store
         self._space: Space = (tenant, user)
-        self._loop: AppLoop | None = None
+        self._loop = None if getattr(store, "immediate", False) else app_loop(None)
 
     def __repr__(self) -> str:
         tenant, user = self._space
