@@ -595,7 +595,7 @@ def test_none_is_refused_by_escapes_too() -> None:
 
 def test_none_cannot_be_configured() -> None:
     for algorithms in (["none"], ["HS256", "none"], "none", ["None"], [""], [], ["hs256"], ["ES256K"]):
-        with pytest.raises(ValueError, match="algorithms"):
+        with pytest.raises(ValueError, match="algorithms must be of"):
             auth_of(algorithms=algorithms)
 
 
@@ -629,6 +629,15 @@ def test_the_alg_of_a_token_must_be_that_of_its_key(algorithm: str) -> None:
             only = mine if named == algorithm else BAD
             assert answer(declared, text) == only
             assert answer(allowed, text) == only
+
+
+@pytest.mark.parametrize("curve", ["ES256", "ES384", "ES512"])
+def test_an_elliptic_curve_goes_with_one_hash_alone(curve: str) -> None:
+    key = make_key(curve)
+    for algorithm in ("ES256", "ES384", "ES512"):
+        for named in (algorithm, curve):
+            text = compact(key, json.dumps({"alg": named, "kid": "k"}).encode(), payload_of(), algorithm)
+            assert answer(auth_of(key), text) == ("acme/ann" if algorithm == curve else BAD)
 
 
 def _certificate(key: SigningKey, encoding: Encoding) -> bytes:
@@ -807,6 +816,9 @@ def test_a_key_without_a_name_is_for_any_kid_that_names_no_other() -> None:
     assert answer(auth, token(nameless, {"kid": "whatever"})) == "acme/ann"
     assert answer(auth, token(nameless, {"kid": "k"})) == BAD
     assert answer(auth, GOOD) == "acme/ann"
+    other_kind = auth_of(nameless, make_key("RS256"))
+    assert answer(other_kind, token(nameless, {"kid": "k"})) == BAD  # the one of that name is for other algorithms
+    assert answer(other_kind, token(nameless, {"kid": ...})) == "acme/ann"
 
 
 # typ
