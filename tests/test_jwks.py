@@ -148,10 +148,10 @@ def bearer(text: str) -> dict[str, Any]:
     return http((b"authorization", b"Bearer " + text.encode()))
 
 
-async def fetched(*keys: Any, **options: Any) -> World:
+async def fetched(*keys: Any, first: Any = None, **options: Any) -> World:
     """A world whose keys are there, and were fetched so long ago that they may be fetched again."""
     world = World(*keys, **options)
-    assert await world.accepts(keys[0])
+    assert await world.accepts(first or keys[0])
     assert world.source.fetches == 1
     world.clock.go(options.get("cooldown", COOLDOWN))
     return world
@@ -580,7 +580,21 @@ async def test_a_token_of_a_key_that_stays_is_verified_anew_when_another_goes(as
     identity = await world.verify(text)
     world.source.body = key_set(B, C)
     assert await world.accepts(C)
-    assert await world.verify(text) == identity
+    again = await world.verify(text)
+    assert again == identity
+    assert again is not identity
+    assert await world.verify(text) is again
+
+
+async def test_verified_tokens_are_forgotten_when_their_key_is_for_another_algorithm(asyncio_only: None) -> None:
+    rsa = make_key("RS256", "r")
+    world = await fetched(rsa.jwk | {"alg": "RS256"}, first=rsa)
+    text = new(rsa)
+    await world.verify(text)
+    world.source.body = key_set(rsa.jwk | {"alg": "RS512"}, B)
+    assert await world.accepts(B)
+    with pytest.raises(RequestRejected, match="invalid_token"):
+        await world.verify(text)
 
 
 async def test_keys_are_looked_after_also_when_only_cached_tokens_come_in(asyncio_only: None) -> None:
@@ -619,6 +633,18 @@ async def test_a_cached_token_is_refused_when_stale_keys_have_gone(asyncio_only:
     with pytest.raises(RequestRejected) as refused:
         await world.verify(text)
     assert after(refused.value) >= 1
+
+
+async def test_cached_tokens_go_with_the_keys_that_another_token_has_found_gone(asyncio_only: None) -> None:
+    world = await fetched(A)
+    text = new(A)
+    await world.verify(text)
+    world.source.error = OSError()
+    world.clock.go(TTL + STALE)
+    await world.waits()
+    with pytest.raises(RequestRejected) as refused:
+        await world.verify(text)
+    assert after(refused.value) == COOLDOWN
 
 
 async def test_a_token_that_brought_its_key_is_forgotten_with_it(asyncio_only: None) -> None:

@@ -459,23 +459,27 @@ async def test_closed_it_lets_go_of_its_connection_and_opened_it_makes_another(
         assert len(site.asked) == 2
 
 
-def test_event_loops_one_after_another_each_have_a_connection_of_their_own(library: str) -> None:
-    world: list[Api] = []
+@pytest.mark.parametrize("closed", [True, False])
+def test_event_loops_one_after_another_each_have_a_client_of_their_own(closed: bool, library: str) -> None:
+    made, clients = [], []
 
-    async def life(key: Any, others: list[Any]) -> None:
+    async def life(key: Any, other: Any) -> None:
         async with Site(key) as site:
-            if not world:
-                world.append(Api(site))
-            world[0].client.url = site.url  # another port
-            assert await world[0].status(key) == 200
-            for other in others:
-                assert await world[0].status(other) == 401
-            await world[0].app.close()
-            world[0].clock.go(COOLDOWN)
+            if not made:
+                made.append(Api(site))
+            [world] = made
+            world.client.url = site.url  # which is on another port each time
+            assert await world.status(key) == 200
+            assert await world.status(other) == 401
+            clients.append(world.client._http)
+            if closed:
+                await world.app.close()
+            world.clock.go(COOLDOWN)
 
-    asyncio.run(life(A, [B]))
-    asyncio.run(life(B, [A]))
-    asyncio.run(life(A, [B]))
+    asyncio.run(life(A, B))
+    asyncio.run(life(B, A))
+    asyncio.run(life(A, B))
+    assert len({id(client) for client in clients}) == 3
 
 
 async def test_rotation(library: str, asyncio_only: None) -> None:
