@@ -595,7 +595,7 @@ def test_none_is_refused_by_escapes_too() -> None:
 
 def test_none_cannot_be_configured() -> None:
     for algorithms in (["none"], ["HS256", "none"], "none", ["None"], [""], [], ["hs256"], ["ES256K"]):
-        with pytest.raises(ValueError, match="algorithms must be of"):
+        with pytest.raises(ValueError, match=r"^algorithms must"):
             auth_of(algorithms=algorithms)
 
 
