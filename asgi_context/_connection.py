@@ -100,12 +100,13 @@ class Connection:
         self._closed: tuple[int, str] | None = None  # by this package, with a code and a reason
         self._closing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the timer
         self._reads: set[asyncio.Timeout] = set()
         if binding.expires_at is not None:
             if binding.expires_at <= now():
                 raise RequestRejected(401, "identity_expired")
             try:
-                asyncio.get_running_loop()
+                self._loop = asyncio.get_running_loop()
             except RuntimeError:
                 raise UnsupportedLoopError("closing a WebSocket when its identity expires") from None
             self._watch(binding.expires_at)
@@ -128,7 +129,7 @@ class Connection:
             ConnectionNotBoundError: the connection's identity does not expire.
             ConnectionClosedError: it was closed by this package.
         """
-        own, rest = self._own, self._rest
+        own = self._own
         if own is None or own.expires_at is None or identity.expires_at is None:
             raise ConnectionNotBoundError
         if self._closed is not None:
@@ -139,12 +140,19 @@ class Connection:
             own.claims.get(n) is None or own.claims[n] != identity.claims.get(n) for n in same
         ):
             raise RequestRejected(403, "user_mismatch")
-        self._own = Identity(own.tenant, own.user, own.claims, identity.expires_at)
-        if rest is not None:
-            rest.expires_at = identity.expires_at
-        if not self._over and self._timer is not None:
-            self._timer.cancel()
-            self._watch(identity.expires_at)
+        if identity.expires_at > own.expires_at:
+            self._own = Identity(own.tenant, own.user, own.claims, identity.expires_at)
+            loop = cast("asyncio.AbstractEventLoop", self._loop)
+            if asyncio.get_running_loop() is loop:
+                self._extend()
+            else:  # in a thread that has a loop of its own
+                loop.call_soon_threadsafe(self._extend)
+
+    def _extend(self) -> None:
+        if self._over or self._closed is not None or self._timer is None:
+            return
+        self._timer.cancel()
+        self._watch(cast("float", cast("Identity", self._own).expires_at))
 
     @property
     def receive(self) -> Receive:

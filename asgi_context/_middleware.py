@@ -31,6 +31,7 @@ from asgi_context._options import (
     check_hooks,
     check_missing,
     check_origin,
+    hides_of,
     is_preflight,
     origins_of,
     seconds,
@@ -159,6 +160,7 @@ class ContextMiddleware:
             code = "tenant_missing" if tenant is not None else "identity_missing"
             self._absent = 401 if self._challenges else 400, code
         self._origins = origins_of(websocket_origins, source)
+        self._hides = hides_of(source)
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
         self._alone = self._plain is not None and exempt is None and request_id is None
@@ -288,6 +290,9 @@ class ContextMiddleware:
             except BaseException:  # cancelled while `authorize` decides: nobody has said yes
                 binding.revoke()
                 raise
+            if self._hides and kind == "websocket":
+                for hide in self._hides:
+                    hide(scope)
             if self._echo is not None:
                 send = echoing(self._echo, read_id(ids).encode(), send)
             await app(scope, receive, send)

@@ -1,14 +1,15 @@
 """What `ContextMiddleware` is given, checked and made ready."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Final, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final, Literal, cast
 
 from asgi_context._callables import runs_later
 from asgi_context._extract import Extractor, check_extractor, identity_from, parts_of
 from asgi_context._identity import Identity
 from asgi_context._pool import Pool
 from asgi_context._pools import Workers
+from asgi_context._types import Scope
 from asgi_context.errors import RequestRejected
 
 
@@ -190,6 +191,19 @@ def is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return b"origin" in names and b"access-control-request-method" in names
 
 
+def hides_of(source: Extractor | None) -> list[Callable[[Scope], None]]:
+    """Collect what takes credentials out of a WebSocket's scope, which is done also where nobody has asked for them.
+
+    Args:
+        source: the extractor of identities.
+
+    Returns:
+        The methods ``hide`` of all that it is composed of.
+    """
+    found: list[object] = [getattr(part, "hide", None) for part in parts_of([] if source is None else [source])]
+    return [cast("Callable[[Scope], None]", hide) for hide in found if callable(hide)]
+
+
 def challenges_of(source: Extractor) -> list[bytes]:
     """Collect how clients are told to say who they are (RFC 9110, section 11.6.1).
 
@@ -218,11 +232,15 @@ def challenging(rejection: RequestRejected, challenges: list[bytes]) -> RequestR
         A rejection with all of them.
     """
     # RFC 9110, section 11.6.1: a 401 lists what would be accepted, one challenge for each source that has not said.
-    schemes = {value.split(b" ")[0].lower() for name, value in rejection.headers if name == _CHALLENGE}
-    missing = [(_CHALLENGE, value) for value in challenges if value.split(b" ")[0].lower() not in schemes]
-    if not missing:
+    given = [value for name, value in rejection.headers if name == _CHALLENGE]
+    schemes = {value.split(b" ")[0].lower() for value in given}
+    missing = [value for value in dict.fromkeys(challenges) if value.split(b" ")[0].lower() not in schemes]
+    if not missing and len(given) < 2:  # noqa: PLR2004 - nothing to join
         return rejection
-    return RequestRejected(rejection.status, rejection.code, headers=[*rejection.headers, *missing])
+    others = [pair for pair in rejection.headers if pair[0] != _CHALLENGE]
+    # In one line: there is a server that stops at a second one of that name, where a WebSocket is refused.
+    joined = b", ".join([*given, *missing])
+    return RequestRejected(rejection.status, rejection.code, headers=[*others, (_CHALLENGE, joined)])
 
 
 _CHALLENGE: Final = b"www-authenticate"

@@ -410,9 +410,7 @@ async def test_nothing_of_a_request_is_left_to_the_garbage_collector() -> None:
     try:
         await run(middleware, http(*who()))
         assert not [
-            found
-            for found in gc.get_objects()
-            if type(found).__name__ == "Binding" and found.services is middleware._services
+            found for found in gc.get_objects() if type(found) is Binding and found.services is middleware._services
         ]
     finally:
         gc.enable()

@@ -297,13 +297,13 @@ async def test_a_source_with_a_challenge_makes_missing_a_401() -> None:
 
 async def test_the_challenges_of_several_sources_are_joined() -> None:
     exchange = await run(ContextMiddleware(hello, identity=first_of(Bearer(), Basic())), http())
-    assert exchange.header(b"www-authenticate") == [b'Bearer realm="api"', b"Basic"]
+    assert exchange.header(b"www-authenticate") == [b'Bearer realm="api", Basic']
 
 
 async def test_a_source_that_has_challenged_is_not_spoken_for_again() -> None:
     bad = refusing(401, "token_invalid", headers=[("WWW-Authenticate", 'bearer error="invalid_token"')])
     exchange = await run(ContextMiddleware(hello, identity=first_of(Bearer(), Basic(), bad)), http())
-    assert exchange.header(b"www-authenticate") == [b'bearer error="invalid_token"', b"Basic"]
+    assert exchange.header(b"www-authenticate") == [b'bearer error="invalid_token", Basic']
     assert exchange.problem["detail"] == "Unauthorized"
 
 

@@ -1,6 +1,7 @@
 """Identities out of bearer tokens."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, overload
@@ -13,9 +14,8 @@ from asgi_context._headers import Found, HeaderPlan, header_name
 from asgi_context._identity import Identity
 from asgi_context._types import Scope
 from asgi_context.errors import ConnectionNotBoundError, RequestRejected
-from asgi_context.errors._requests import FIELD_VALUE
 from asgi_context.jwt._credentials import Credentials
-from asgi_context.jwt._issuer import ClaimPath, Issuer
+from asgi_context.jwt._issuer import ClaimPath, Issuer, text_of
 from asgi_context.jwt._jwks import JWKSClient
 from asgi_context.jwt._keys import KeyData
 from asgi_context.jwt._refused import TokenRefusedError
@@ -84,8 +84,8 @@ class JWTAuth(BuiltIn):
         algorithms: Collection[str] | None = None,
         tenants: Collection[str] | Callable[[str], bool] | None = None,
         user_prefix: str | None = None,
-        required_claims: Collection[str] = (),
-        typ: Collection[str | None] = ...,
+        required_claims: Collection[str] | None = None,
+        typ: str | Collection[str | None] = ...,
         leeway: float = 0,
         valid: Valid | None = None,
         max_token_bytes: int = 8192,
@@ -112,6 +112,9 @@ class JWTAuth(BuiltIn):
         if (issuers is None) is (not issuer):
             message = "JWTAuth takes either issuers=, or the arguments of one Issuer"
             raise TypeError(message)
+        if issuers is not None and (isinstance(issuers, Issuer) or not isinstance(issuers, Iterable)):
+            message = f"issuers must be several Issuers, not {type(issuers).__qualname__}"
+            raise TypeError(message)
         self._issuers = [Issuer(**issuer)] if issuers is None else list(issuers)
         _check_issuers(self._issuers)
         for option, number in (("max_token_bytes", max_token_bytes), ("cache_size", cache_size)):
@@ -124,8 +127,10 @@ class JWTAuth(BuiltIn):
         for option, name in (("cookie", cookie), ("websocket_protocol", websocket_protocol)):
             if name is not None:
                 header_name(name, option, lower=False)  # both are tokens, as names of headers are
-        if websocket_query is not None and (type(websocket_query) is not str or not websocket_query):
-            message = f"websocket_query must be the name of a parameter, not {websocket_query!r}"
+        if websocket_query is not None:
+            text_of(websocket_query, "websocket_query")
+        if not callable(now):
+            message = f"now must be callable, not {type(now).__qualname__}"
             raise TypeError(message)
         self.needs_origins = cookie is not None
         """Whether the middleware must know the origins of WebSockets."""
@@ -143,6 +148,14 @@ class JWTAuth(BuiltIn):
 
     def __repr__(self) -> str:
         return f"JWTAuth({', '.join(map(repr, self._issuers))})"
+
+    def hide(self, scope: Scope) -> None:
+        """Take what may be a token out of the subprotocols of a WebSocket; the middleware does, before the app runs.
+
+        Args:
+            scope: the connection's scope.
+        """
+        self._credentials.hide(scope)
 
     async def open(self) -> None:
         """Begin to fetch keys."""
@@ -194,7 +207,8 @@ class JWTAuth(BuiltIn):
         What is bound stays as it is.
 
         Args:
-            token: a token of the same issuer for the same subject, tenant and user.
+            token: a token of the same issuer for the same subject, tenant and user. One that expires sooner changes
+                nothing.
 
         Raises:
             RequestRejected: the token is not acceptable, or stands for somebody else (403).
@@ -267,8 +281,11 @@ def _check_issuers(issuers: list[Issuer]) -> None:
                 raise ValueError(message)
 
 
+_URL: Final = re.compile(r"https?://[!#-\[\]-~]+")  # RFC 3986: printable ASCII; no quote and no backslash
+
+
 def _url(value: object) -> str:
-    if not isinstance(value, str) or '"' in value or "\\" in value or FIELD_VALUE.fullmatch(value.encode()) is None:
+    if not isinstance(value, str) or _URL.fullmatch(value) is None:
         message = f"resource_metadata must be a URL, not {value!r}"
         raise ValueError(message)
     return value

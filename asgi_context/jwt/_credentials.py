@@ -1,6 +1,7 @@
 """Where a request carries its token (RFC 6750, section 2), and that it carries one alone."""
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -32,7 +33,7 @@ class Credentials:
         """Find it.
 
         Args:
-            scope: the connection's scope. An entry of ``Sec-WebSocket-Protocol`` that holds a token is taken out of it.
+            scope: the connection's scope. An entry of the subprotocols that holds a token is taken out of it.
             authorization: what the pass over the headers found of ``Authorization``.
 
         Returns:
@@ -47,12 +48,30 @@ class Credentials:
                 found += _of_cookies(scope, self._cookie)
             if scope["type"] == "websocket":
                 if self._protocol is not None:
-                    found += _take_protocols(scope, self._protocol)
+                    found += _of_protocols(scope, self._protocol)
+                    self.hide(scope)
                 if self._query is not None:
                     found += _of_query(scope, self._query)
         if len(found) > 1:
             raise RequestRejected(400, "invalid_request", headers=[_TWICE])
         return found[0] if found else None
+
+    def hide(self, scope: Scope) -> None:
+        """Take what may be a token out of the subprotocols that a WebSocket offers.
+
+        What the app does not see it cannot select: what is selected is sent back.
+
+        Args:
+            scope: the connection's scope.
+        """
+        if self._protocol is None or scope["type"] != "websocket":
+            return
+        prefix, text = self._protocol, self._protocol.decode()
+        if any(entry.startswith(prefix) for entry in _entries(scope)):
+            scope["headers"] = list(_without(scope["headers"], prefix))
+        offered: Any = scope.get("subprotocols") or ()
+        if any(entry.startswith(text) for entry in offered):
+            scope["subprotocols"] = [entry for entry in offered if not entry.startswith(text)]
 
 
 _TWICE: Final = ("www-authenticate", 'Bearer error="invalid_request"')
@@ -77,27 +96,27 @@ def _of_cookies(scope: Scope, wanted: bytes) -> list[bytes]:
     return found
 
 
-def _take_protocols(scope: Scope, prefix: bytes) -> list[bytes]:
-    found: list[bytes] = []
-    headers: list[Any] = []
-    for header, line in scope["headers"]:
+def _of_protocols(scope: Scope, prefix: bytes) -> list[bytes]:
+    # From both places: some servers leave the header out, others have the entries of one line alone in the list.
+    listed = [entry.encode("latin-1", "replace") for entry in scope.get("subprotocols") or ()]
+    found = [entry.removeprefix(prefix) for entry in _entries(scope) if entry.startswith(prefix)]
+    more = [entry.removeprefix(prefix) for entry in listed if entry.startswith(prefix)]
+    return found + [token for token in more if token not in found]
+
+
+def _entries(scope: Scope) -> list[bytes]:
+    lines = [line for header, line in scope["headers"] if header.lower() == _PROTOCOL]
+    return [entry.strip(b" \t") for line in lines for entry in line.split(b",")]
+
+
+def _without(headers: Iterable[tuple[bytes, bytes]], prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    for header, line in headers:
         if header.lower() != _PROTOCOL:
-            headers.append((header, line))
+            yield header, line
             continue
-        kept: list[bytes] = []
-        for entry in (entry.strip(b" \t") for entry in line.split(b",")):
-            if entry.startswith(prefix):
-                found.append(entry.removeprefix(prefix))
-            else:
-                kept.append(entry)
+        kept = [entry for entry in (entry.strip(b" \t") for entry in line.split(b",")) if not entry.startswith(prefix)]
         if kept:
-            headers.append((header, b", ".join(kept)))
-    if found:
-        # The app sees neither the token nor an entry that it could select: what it selects is sent back.
-        scope["headers"] = headers
-        text = prefix.decode()
-        scope["subprotocols"] = [entry for entry in scope.get("subprotocols", ()) if not entry.startswith(text)]
-    return found
+            yield header, b", ".join(kept)
 
 
 def _of_query(scope: Scope, wanted: str) -> list[bytes]:
@@ -107,5 +126,5 @@ def _of_query(scope: Scope, wanted: str) -> list[bytes]:
             raw.decode("latin-1"), keep_blank_values=True, encoding="latin-1", max_num_fields=_MOST_PARAMETERS
         )
     except ValueError:  # too many
-        raise RequestRejected(400, "invalid_request") from None
+        raise RequestRejected(400, "invalid_request", headers=[_TWICE]) from None
     return [value.encode("latin-1") for name, value in pairs if name == wanted]

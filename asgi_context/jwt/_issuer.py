@@ -4,18 +4,18 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, TypeAlias, cast
 
+from asgi_context._callables import runs_later
 from asgi_context._extract import Valid, check_rule, checked
 from asgi_context.errors import RequestRejected
 from asgi_context.jwt._jwks import JWKSClient
-from asgi_context.jwt._keys import ALGORITHMS, Check, KeyData, KeyRing, VerificationKey, import_key
-from asgi_context.jwt._rules import Rules
+from asgi_context.jwt._keys import Check, KeyData, KeyRing, VerificationKey, check_algorithms, import_key
+from asgi_context.jwt._rules import KINDS, Rules, kinds_of
 
 ClaimPath: TypeAlias = str | tuple[str, ...] | Callable[[Mapping[str, Any]], str | None]
 """The name of a claim, the way to one inside others, or a callable that takes the claims."""
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._\-]{1,32}")
 _SEPARATOR: Final = "|"
-_KINDS: Final = (None, "JWT", "at+jwt")
 
 
 class Issuer:
@@ -63,24 +63,23 @@ class Issuer:
         user: ClaimPath | None = "sub",
         tenants: Collection[str] | Callable[[str], bool] | None = None,
         user_prefix: str | None = None,
-        required_claims: Collection[str] = (),
-        typ: Collection[str | None] = _KINDS,
+        required_claims: Collection[str] | None = None,
+        typ: str | Collection[str | None] = KINDS,
         leeway: float = 0,
         valid: Valid | None = None,
     ) -> None:
         if issuer is not None:
-            _text(issuer, "issuer")
-        allowed = None if algorithms is None else frozenset(_texts(algorithms, "algorithms"))
-        if allowed is not None and not (allowed and allowed <= ALGORITHMS):
-            message = f"algorithms must be of {', '.join(sorted(ALGORITHMS))}, not {sorted(allowed)!r}"
-            raise ValueError(message)
+            text_of(issuer, "issuer")
+        allowed = check_algorithms(algorithms)
+        if allowed is not None and isinstance(jwks, JWKSClient):
+            raise TypeError("give algorithms= to the JWKSClient, which imports the keys")
         if isinstance(leeway, bool) or not isinstance(leeway, int | float):
             message = f"leeway must be a number of seconds, not {type(leeway).__qualname__}"
             raise TypeError(message)
         if not 0 <= leeway < float("inf"):
             message = f"leeway must be at least 0 seconds, and finite, not {leeway!r}"
             raise ValueError(message)
-        if user_prefix is not None and _PREFIX.fullmatch(_text(user_prefix, "user_prefix")) is None:
+        if user_prefix is not None and _PREFIX.fullmatch(text_of(user_prefix, "user_prefix")) is None:
             message = f"user_prefix must be 1 to 32 letters, digits, '.', '_' and '-', not {user_prefix!r}"
             raise ValueError(message)
         check_rule(valid, "valid=")
@@ -91,7 +90,7 @@ class Issuer:
             check_rule(tenants, "tenants")
             self._may = tenants
         elif tenants is not None:
-            self.tenants = frozenset(_texts(tenants, "tenants"))
+            self.tenants = frozenset(texts_of(tenants, "tenants"))
             self._may = self.tenants.__contains__
         self.user_prefix = user_prefix
         if sum(source is not None for source in (jwks_url, jwks, key, keys)) != 1:
@@ -103,9 +102,9 @@ class Issuer:
         self._ring = None if isinstance(jwks, JWKSClient) else _ring_of(jwks, key, keys, allowed)
         self.rules = Rules(
             issuer,
-            frozenset() if audience is None else frozenset(_texts(audience, "audience")),
-            frozenset(None if kind is None else _text(kind, "typ").lower() for kind in typ),
-            tuple(_texts(required_claims, "required_claims")),
+            frozenset() if audience is None else frozenset(texts_of(audience, "audience")),
+            kinds_of(typ),
+            () if required_claims is None else tuple(texts_of(required_claims, "required_claims")),
             leeway,
         )
         self._tenant = _reader(tenant, "tenant")
@@ -173,10 +172,18 @@ class Issuer:
 
 def _reader(path: ClaimPath, option: str) -> "Callable[[Mapping[str, Any]], object]":
     if callable(path):
+        kind = runs_later(path)
+        if kind is not None:
+            message = f"{option} must be a plain function, not {kind}"
+            raise TypeError(message)
         return path
+    given: object = path
+    if not isinstance(given, str | tuple | list):
+        message = f"{option} must be the name of a claim, the way to one, or callable, not {type(given).__qualname__}"
+        raise TypeError(message)
     steps = (path,) if type(path) is str else tuple(path)
     for step in steps:
-        _text(step, option)
+        text_of(step, option)
     if not steps:
         message = f"{option} must name a claim"
         raise ValueError(message)
@@ -205,6 +212,8 @@ def _ring_of(
     if key is not None:
         given.append(key)
     if keys is not None:
+        if isinstance(keys, str | bytes | Mapping) or not isinstance(keys, Iterable):
+            raise TypeError("keys must be several keys; key= is for one")
         given += keys
     if not given:
         raise ValueError("keys is empty: no token could be accepted")
@@ -218,16 +227,32 @@ def _ring_of(
     return KeyRing(imported)
 
 
-def _texts(values: object, option: str) -> list[str]:
+def texts_of(values: object, option: str) -> list[str]:
     if isinstance(values, str):
         values = [values]
     if not isinstance(values, Collection) or isinstance(values, bytes | Mapping):
         message = f"{option} must be a str or several of them"
         raise TypeError(message)
-    return [_text(value, option) for value in cast("Collection[object]", values)]
+    if not values:
+        message = f"{option} must not be empty"
+        raise ValueError(message)
+    return [text_of(value, option) for value in cast("Collection[object]", values)]
 
 
-def _text(value: object, option: str) -> str:
+def text_of(value: object, option: str) -> str:
+    """Check a text.
+
+    Args:
+        value: what was given.
+        option: what to call it in an error.
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it is empty.
+    """
     if type(value) is not str:
         message = f"{option} must be a str, not {type(value).__qualname__}"
         raise TypeError(message)

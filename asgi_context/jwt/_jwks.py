@@ -4,14 +4,14 @@ import asyncio
 import importlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import Context
 from math import ceil
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from asgi_context.errors import RequestRejected, UnsupportedLoopError
-from asgi_context.jwt._keys import Check, KeyRing, import_key
+from asgi_context.jwt._keys import Check, KeyRing, check_algorithms, import_key
 from asgi_context.jwt._refused import TokenRefusedError, UnknownKeyError
 from asgi_context.jwt._token import read_object
 
@@ -56,7 +56,7 @@ class JWKSClient:
         url: str,
         *,
         fetch: Fetch | None = None,
-        algorithms: frozenset[str] | None = None,
+        algorithms: str | Collection[str] | None = None,
         ttl: float = 600,
         stale: float = 3600,
         cooldown: float = 10,
@@ -90,7 +90,7 @@ class JWKSClient:
         self.due = 0.0
         """When the keys should be looked after again, by the clock."""
         self._fetch = fetch
-        self._algorithms = algorithms
+        self._algorithms = check_algorithms(algorithms)
         self._ttl, self._stale, self._cooldown, self._timeout = ttl, stale, cooldown, timeout
         self._max_bytes, self._max_keys = max_bytes, max_keys
         self.clock = clock

@@ -1,6 +1,6 @@
 """Keys that signatures are checked with (RFC 7517, RFC 7518), each for its own algorithms alone."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
@@ -29,6 +29,37 @@ _SHORT: Final = "the secret has less than 32 bytes"
 _RSA_BITS: Final = 2048  # at least: RFC 7518, section 3.3
 _KINDS: Final[dict[str, type[Key]]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey, "oct": OctKey}
 _PEM: Final = b"-----BEGIN "
+
+
+def check_algorithms(given: object) -> frozenset[str] | None:
+    """Check the option ``algorithms``.
+
+    Args:
+        given: a name, several, or ``None``.
+
+    Returns:
+        The names; ``None`` for all.
+
+    Raises:
+        TypeError: it is no collection of str.
+        ValueError: there are none, or one is not known here.
+    """
+    if given is None:
+        return None
+    several = [given] if isinstance(given, str) else given
+    if not isinstance(several, Collection) or isinstance(several, bytes | Mapping):
+        message = f"algorithms must be a str or several of them, not {type(given).__qualname__}"
+        raise TypeError(message)
+    names = cast("Collection[object]", several)
+    for name in names:
+        if type(name) is not str:
+            message = f"algorithms must be a str or several of them, not {type(name).__qualname__}"
+            raise TypeError(message)
+    if not names or not ALGORITHMS.issuperset(names):
+        message = f"algorithms must be of {', '.join(sorted(ALGORITHMS))}"
+        raise ValueError(message)
+    return frozenset(cast("Collection[str]", names))
+
 
 Check: TypeAlias = Callable[[bytes, bytes], bool]
 """Takes what was signed and the signature."""

@@ -1,11 +1,12 @@
 """What the claims of a token must say (RFC 7519, section 4.1; RFC 8725)."""
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, Final, NamedTuple, cast
 
 from asgi_context.jwt._refused import TokenRefusedError
 
 _PREFIX: Final = "application/"
+KINDS: Final = (None, "JWT", "at+jwt")
 
 
 class Rules(NamedTuple):
@@ -32,7 +33,7 @@ class Rules(NamedTuple):
         Raises:
             TokenRefusedError: something is not as it must be.
         """
-        if (None if kind is None else kind.lower().removeprefix(_PREFIX)) not in self.kinds:  # RFC 7515, section 4.1.9
+        if (None if kind is None else _kind_of(kind)) not in self.kinds:
             raise TokenRefusedError("its typ is not allowed")
         if self.issuer is not None and claims.get("iss") != self.issuer:
             raise TokenRefusedError("it is of another issuer")
@@ -63,6 +64,38 @@ class Rules(NamedTuple):
             return False
         named: list[object] = audience  # pyright: ignore[reportUnknownVariableType]
         return all(type(name) is str for name in named) and not self.audiences.isdisjoint(named)
+
+
+def kinds_of(given: str | Collection[str | None]) -> frozenset[str | None]:
+    """Make the values of ``typ`` ready.
+
+    Args:
+        given: one, or several; ``None`` stands for none.
+
+    Returns:
+        They, as `Rules` has them.
+
+    Raises:
+        TypeError: one is no str.
+        ValueError: there are none, or one is empty.
+    """
+    several: object = [given] if isinstance(given, str) else given
+    if not isinstance(several, Collection) or isinstance(several, bytes | Mapping):
+        message = f"typ must be a str or several of them, not {type(given).__qualname__}"
+        raise TypeError(message)
+    kinds: set[str | None] = set()
+    for kind in cast("Collection[object]", several):
+        if kind is not None and type(kind) is not str:
+            message = f"typ must be a str or several of them, not {type(kind).__qualname__}"
+            raise TypeError(message)
+        kinds.add(None if kind is None else _kind_of(kind))
+    if not kinds or "" in kinds:
+        raise ValueError("typ must not be empty")
+    return frozenset(kinds)
+
+
+def _kind_of(text: str) -> str:
+    return text.lower().removeprefix(_PREFIX)  # RFC 7515, section 4.1.9
 
 
 def _moment(claims: Mapping[str, Any], name: str) -> float | None:
