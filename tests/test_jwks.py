@@ -141,7 +141,7 @@ def after(rejection: RequestRejected) -> int:
 
 def new(key: Any, **header: Any) -> str:
     """A token that no other test has made."""
-    return token(key, header, exp=LATE, jti=next(_numbers))
+    return token(key, header, exp=LATE, jti=str(next(_numbers)))
 
 
 def bearer(text: str) -> dict[str, Any]:

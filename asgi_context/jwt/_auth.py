@@ -221,6 +221,8 @@ class JWTAuth(BuiltIn):
         connection.renew(identity, ("iss", "sub"))
 
     async def _identify(self, token: bytes) -> Identity:
+        if len(token) > self._most:
+            raise self._refusal("it is too long")
         now = self._now()
         digest, known = self._verified.find(token, now)
         if known is not None:
@@ -228,28 +230,29 @@ class JWTAuth(BuiltIn):
             if client is None or client.clock() < client.due:
                 return known.identity
             await client.keys()  # they are to be looked after now and then, also where all tokens are known
-            if client.generation == known.generation:
+            if client.generation == known.generation and known.expires_at > self._now():
                 return known.identity
         try:
-            verified = await self._verify(token, now)
+            verified = await self._verify(token)
         except TokenRefusedError as refused:
-            _log.debug("refused a token: %s", refused.reason)
-            raise RequestRejected(401, "invalid_token", headers=self._refused_headers) from None
+            raise self._refusal(refused.reason) from None
         self._verified.keep(digest, verified)
         return verified.identity
 
-    async def _verify(self, raw: bytes, now: float) -> Verified:
-        if len(raw) > self._most:
-            raise TokenRefusedError("it is too long")
+    async def _verify(self, raw: bytes) -> Verified:
         token = read_token(raw)
         issuer = self._only or self._issuer_of(token)
         check = await issuer.find(token.key_id, token.algorithm)
         generation = 0 if issuer.client is None else issuer.client.generation
         if not check(token.signed, token.signature):
             raise TokenRefusedError("its signature is not that of its key")
-        expires_at = issuer.rules.check(token.kind, token.claims, now)
+        expires_at = issuer.rules.check(token.kind, token.claims, self._now())  # after the wait for keys
         tenant, user = issuer.whom(token.claims)
         return Verified(Identity(tenant, user, token.claims, expires_at), expires_at, issuer, generation)
+
+    def _refusal(self, reason: str) -> RequestRejected:
+        _log.debug("refused a token: %s", reason)
+        return RequestRejected(401, "invalid_token", headers=self._refused_headers)
 
     def _issuer_of(self, token: Token) -> Issuer:
         name = token.claims.get("iss")

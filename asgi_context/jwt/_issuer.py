@@ -15,6 +15,7 @@ ClaimPath: TypeAlias = str | tuple[str, ...] | Callable[[Mapping[str, Any]], str
 """The name of a claim, the way to one inside others, or a callable that takes the claims."""
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._\-]{1,32}")
+_LONGEST_LEEWAY: Final = 86_400
 _SEPARATOR: Final = "|"
 
 
@@ -76,8 +77,8 @@ class Issuer:
         if isinstance(leeway, bool) or not isinstance(leeway, int | float):
             message = f"leeway must be a number of seconds, not {type(leeway).__qualname__}"
             raise TypeError(message)
-        if not 0 <= leeway < float("inf"):
-            message = f"leeway must be at least 0 seconds, and finite, not {leeway!r}"
+        if not 0 <= leeway <= _LONGEST_LEEWAY:
+            message = f"leeway must be 0 to {_LONGEST_LEEWAY} seconds"
             raise ValueError(message)
         if user_prefix is not None and _PREFIX.fullmatch(text_of(user_prefix, "user_prefix")) is None:
             message = f"user_prefix must be 1 to 32 letters, digits, '.', '_' and '-', not {user_prefix!r}"

@@ -5,13 +5,14 @@ import importlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from contextvars import Context
 from math import ceil
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from asgi_context.errors import RequestRejected, UnsupportedLoopError
-from asgi_context.jwt._keys import Check, KeyRing, check_algorithms, import_key
+from asgi_context.jwt._keys import Check, KeyRing, VerificationKey, check_algorithms, import_key
 from asgi_context.jwt._refused import TokenRefusedError, UnknownKeyError
 from asgi_context.jwt._token import read_object
 
@@ -70,9 +71,12 @@ class JWKSClient:
             message = f"url must be a str, not {type(url).__qualname__}"
             raise TypeError(message)
         parts = urlsplit(url)
-        if parts.scheme not in ({"https", "http"} if allow_http else {"https"}) or not parts.hostname:
-            message = f"url must be an https URL, not {url!r}; allow_http=True is for tests"
-            raise ValueError(message)
+        if parts.scheme not in ({"https", "http"} if allow_http else {"https"}) or not parts.hostname or "@" in url:
+            raise ValueError("url must be an https URL, without user and password; allow_http=True is for tests")
+        for option, hook in (("fetch", fetch), ("clock", clock)):
+            if hook is not None and not callable(hook):
+                message = f"{option} must be callable, not {type(hook).__qualname__}"
+                raise TypeError(message)
         positive = {"ttl": ttl, "cooldown": cooldown, "timeout": timeout, "max_bytes": max_bytes, "max_keys": max_keys}
         for option, value in positive.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -81,6 +85,9 @@ class JWKSClient:
             if not 0 < value < float("inf"):
                 message = f"{option} must be more than 0, and finite, not {value!r}"
                 raise ValueError(message)
+        if isinstance(stale, bool) or not isinstance(stale, int | float):
+            message = f"stale must be a number, not {type(stale).__qualname__}"
+            raise TypeError(message)
         if not 0 <= stale < float("inf"):
             message = f"stale must be at least 0, and finite, not {stale!r}"
             raise ValueError(message)
@@ -94,13 +101,14 @@ class JWKSClient:
         self._ttl, self._stale, self._cooldown, self._timeout = ttl, stale, cooldown, timeout
         self._max_bytes, self._max_keys = max_bytes, max_keys
         self.clock = clock
-        self._http: Any = None
+        self._http: Any = _http() if fetch is None else None
+        self._tls: Any = None
         self._ring: KeyRing | None = None
         self._fetched = 0.0
         self._next = float("-inf")  # the earliest time of the next attempt
         self._failures = 0
         self._flight: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # of the two above
+        self._loop: asyncio.AbstractEventLoop | None = None  # of what is being fetched
 
     def __repr__(self) -> str:
         return f"JWKSClient({self.url!r})"
@@ -110,16 +118,12 @@ class JWKSClient:
         self._start(self.clock())
 
     async def close(self) -> None:
-        """End what is being fetched, and forget the connection; the keys are kept."""
-        if self._loop is not asyncio.get_running_loop():
-            self._flight = self._http = None  # they ended with their event loop
+        """End what is being fetched; the keys are kept."""
+        self._on(_running_loop())
         flight, self._flight = self._flight, None
         if flight is not None:
             flight.cancel()
             await asyncio.wait({flight})
-        http, self._http = self._http, None
-        if http is not None:
-            await http.aclose()
 
     async def find(self, key_id: str | None, algorithm: str) -> Check:
         """Find the key of a token.
@@ -153,7 +157,8 @@ class JWKSClient:
             RequestRejected: they cannot be had (503).
         """
         now = self.clock()
-        if self._ring is None or (now >= self._fetched + self._ttl and not self._failures):
+        age = now - self._fetched
+        if self._ring is None or age >= self._ttl + self._stale or (age >= self._ttl and not self._failures):
             await self._attempt(now)
             now = self.clock()
         elif now >= self.due:
@@ -162,7 +167,7 @@ class JWKSClient:
             self._ring = None
             self.generation += 1
         if self._ring is None:
-            wait = max(1, ceil(self._next - now))
+            wait = max(1, ceil(max(0, self._next - now)))
             raise RequestRejected(503, "keys_unavailable", headers=[("retry-after", str(wait))])
         return self._ring
 
@@ -175,13 +180,8 @@ class JWKSClient:
         return True
 
     def _start(self, now: float) -> "asyncio.Task[None] | None":
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise UnsupportedLoopError("fetching the keys of tokens") from None
-        if self._loop is not loop:
-            self._loop = loop
-            self._flight = self._http = None
+        loop = _running_loop()
+        self._on(loop)
         if self._flight is not None and not self._flight.done():
             return self._flight
         if now < self._next:
@@ -191,17 +191,31 @@ class JWKSClient:
         self._flight = loop.create_task(self._refresh(), context=Context())
         return self._flight
 
+    def _on(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is loop:
+            return
+        self._loop = loop
+        if self._flight is not None and not self._flight.done():  # it ended with its loop, and nobody has failed
+            self._next = float("-inf")
+        self._flight = None
+
     async def _refresh(self) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 body = await (self._fetch or self._get)(self.url)
             ring = self._read(body)
-        except Exception as error:  # noqa: BLE001 - whatever the network, the issuer or the user's fetch does
+        except (Exception, asyncio.CancelledError) as error:
+            if (
+                isinstance(error, asyncio.CancelledError)
+                and cast("asyncio.Task[None]", asyncio.current_task()).cancelling()
+            ):
+                self._next = float("-inf")  # the app ends: nobody has failed
+                raise
             self._failures += 1
             now = self.clock()
-            self._next = self.due = now + min(
-                self._cooldown * 2 ** min(self._failures - 1, 16), max(_LONGEST_PAUSE, self._cooldown)
-            )
+            pause = min(self._cooldown * 2 ** min(self._failures - 1, 16), max(_LONGEST_PAUSE, self._cooldown))
+            self._next = now + pause
+            self.due = min(self._next, self._fetched + self._ttl + self._stale)  # tokens that are known end with them
             reason = error.reason if isinstance(error, TokenRefusedError) else f"{type(error).__name__}"
             _log.warning("the keys of %s could not be fetched: %s", urlsplit(self.url).hostname, reason)
             return
@@ -213,11 +227,16 @@ class JWKSClient:
         self._ring = ring
 
     async def _get(self, url: str) -> bytes:
-        if self._http is None:
-            self._http = _client(self._timeout)
+        if self._tls is None:
+            self._tls = self._http.create_ssl_context()  # once, since reading all certificates takes long
         body = bytearray()
+        # A client for each: kept from one fetch to the next, it would have to be closed where there is no lifespan.
         # Without compression: a small answer could become a large one.
-        async with self._http.stream("GET", url, headers={"accept-encoding": "identity"}) as answer:
+        headers = {"accept-encoding": "identity"}
+        async with (
+            self._http.AsyncClient(timeout=self._timeout, verify=self._tls, follow_redirects=False) as client,
+            client.stream("GET", url, headers=headers) as answer,
+        ):
             if answer.status_code != _OK:
                 raise TokenRefusedError(f"the answer has the status {answer.status_code}")  # noqa: EM102 - a number
             async for part in answer.aiter_raw():
@@ -235,18 +254,14 @@ class JWKSClient:
         keys: list[Any] = entries  # pyright: ignore[reportUnknownVariableType]
         if len(keys) > self._max_keys:
             raise TokenRefusedError("the answer has too many keys")
-        usable: list[Any] = []
-        names: set[object] = set()
-        for entry in keys:
-            if type(entry) is not dict:
-                raise TokenRefusedError("a key is no JSON object")
-            data = cast("dict[str, Any]", entry)
-            if data.get("kty") == "oct":
-                raise TokenRefusedError("a secret stands where everybody can read it")
+        usable: list[VerificationKey] = []
+        names: set[str] = set()
+        for data in map(_checked, keys):
             name = data.get("kid")
-            if name is not None and (type(name) is not str or name in names):
+            if name in names:
                 raise TokenRefusedError("two keys have the same kid")
-            names.add(name)
+            if name is not None:
+                names.add(name)
             try:
                 usable.append(import_key(data, self._algorithms, secret=False))
             except ValueError as error:
@@ -257,11 +272,26 @@ class JWKSClient:
         return KeyRing(usable)
 
 
-def _client(timeout: float) -> Any:  # noqa: ANN401 - of whichever is installed
+def _checked(entry: object) -> dict[str, Any]:
+    if type(entry) is not dict:
+        raise TokenRefusedError("a key is no JSON object")
+    data = cast("dict[str, Any]", entry)
+    if data.get("kty") == "oct":
+        raise TokenRefusedError("a secret stands where everybody can read it")
+    if type(data.get("kid", "")) is not str:
+        raise TokenRefusedError("a kid is no string")
+    return data
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise UnsupportedLoopError("fetching the keys of tokens") from None
+
+
+def _http() -> Any:  # noqa: ANN401 - whichever is installed
     for name in ("httpx", "httpx2"):
-        try:
-            module = importlib.import_module(name)
-        except ImportError:
-            continue
-        return module.AsyncClient(timeout=timeout, follow_redirects=False)
+        with suppress(ImportError):
+            return importlib.import_module(name)
     raise ImportError("fetching keys needs httpx: install asgi-tenant-context[jwt], or give fetch=")

@@ -1,10 +1,14 @@
 """Keys that signatures are checked with (RFC 7517, RFC 7518), each for its own algorithms alone."""
 
+from base64 import b64decode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias, cast
+from warnings import catch_warnings, simplefilter
 
-from joserfc.errors import JoseError
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
@@ -26,8 +30,10 @@ ALGORITHMS: Final = frozenset({"HS256", "HS384", "HS512"}.union(*_FAMILIES.value
 
 _SECRETS: Final = {"HS256": 32, "HS384": 48, "HS512": 64}  # bytes at least: RFC 7518, section 3.2
 _SHORT: Final = "the secret has less than 32 bytes"
+_WEAK: Final = "the RSA key has less than 2048 bits"
 _RSA_BITS: Final = 2048  # at least: RFC 7518, section 3.3
 _KINDS: Final[dict[str, type[Key]]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey, "oct": OctKey}
+_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _PEM: Final = b"-----BEGIN "
 
 
@@ -129,6 +135,9 @@ def _import_jwk(jwk: dict[str, Any], *, secret: bool) -> tuple[Key, tuple[str, .
     names, text = jwk.get("alg"), jwk.get("k")
     if kind is OctKey and not (isinstance(text, str) and len(text) * 3 // 4 >= _SECRETS["HS256"]):
         raise ValueError(_SHORT)
+    modulus = jwk.get("n")
+    if kind is RSAKey and isinstance(modulus, str) and len(modulus) * 6 < _RSA_BITS:
+        raise ValueError(_WEAK)
     try:
         key: Key = kind.import_key({name: jwk[name] for name in jwk if name in _MEMBERS})
         families = _algorithms_of(key)
@@ -148,15 +157,31 @@ def _import_text(text: bytes) -> tuple[Key, tuple[str, ...]]:
     if _PEM not in text:
         if len(text) < _SECRETS["HS256"]:
             raise ValueError(_SHORT)
+        _check_secret(text)
         key: Key = OctKey.import_key(text)
         return key, _algorithms_of(key)
     for kind in (RSAKey, ECKey, OKPKey):
         try:
-            key = kind.import_key(text)
+            with catch_warnings():
+                simplefilter("ignore", SecurityWarning)  # what it warns of is an error here
+                key = kind.import_key(text)
         except (JoseError, ValueError, TypeError):
             continue
         return key, _algorithms_of(key)
     raise ValueError("the PEM holds no key that is supported")
+
+
+def _check_secret(text: bytes) -> None:
+    # What everybody may read is no secret, although its text would do: whoever has it could sign by HMAC.
+    stripped = text.strip()
+    if stripped[:1] in {b"{", b"["} or b"---- begin" in stripped.lower():
+        raise ValueError("it is the text of a key, and no secret: give a JWK as a mapping, a PEM as it is")
+    standard = stripped.translate(_STANDARD) + b"=" * (-len(stripped) % 4)
+    try:
+        load_der_public_key(b64decode(standard))
+    except (ValueError, UnsupportedAlgorithm):
+        return
+    raise ValueError("it is a public key without its first and last line, and no secret")
 
 
 def _algorithms_of(key: Key) -> tuple[str, ...]:
@@ -167,7 +192,7 @@ def _algorithms_of(key: Key) -> tuple[str, ...]:
         return tuple(name for name, least in _SECRETS.items() if size >= least)
     if isinstance(key, RSAKey):
         if key.public_key.key_size < _RSA_BITS:
-            raise ValueError("the RSA key has less than 2048 bits")
+            raise ValueError(_WEAK)
         return _FAMILIES["RSA"]
     return _FAMILIES.get(key.curve_name, ())
 

@@ -39,8 +39,9 @@ class Rules(NamedTuple):
             raise TokenRefusedError("it is of another issuer")
         if self.audiences and not self._is_for_us(claims.get("aud")):
             raise TokenRefusedError("it is for another audience")
-        if type(claims.get("sub", "")) is not str:
-            raise TokenRefusedError("its sub is no string")
+        for name in ("sub", "iss", "jti"):
+            if type(claims.get(name, "")) is not str:
+                raise TokenRefusedError(f"its {name} is no string")  # noqa: EM102 - one of three
         if any(claims.get(name) is None for name in self.required):
             raise TokenRefusedError("it lacks a claim that is required")
         return self._lasts_until(claims, now)

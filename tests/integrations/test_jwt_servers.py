@@ -179,12 +179,6 @@ def port(request: pytest.FixtureRequest, running: Callable[[str], int]) -> int:
     return running(request.param)
 
 
-# That of uvicorn on wsproto hands the header over nowhere but in scope["subprotocols"].
-with_protocols = pytest.mark.parametrize(
-    "port", [kind for kind in KINDS_OF_SERVERS if kind != "uvicorn-h11"], indirect=True
-)
-
-
 # The client
 
 
@@ -294,7 +288,6 @@ def test_challenges_of_several_sources_reach_the_client(port: int) -> None:
     assert is_told_of_both(ask(port, path=b"/several"))
 
 
-@pytest.mark.parametrize("port", [kind for kind in KINDS_OF_SERVERS if kind != "granian"], indirect=True)
 def test_challenges_of_several_sources_reach_the_client_of_a_websocket(port: int) -> None:
     assert is_told_of_both(ask_for_websocket(port, path=b"/several"))
 
@@ -336,7 +329,6 @@ def test_a_websocket_is_accepted_by_a_cookie_from_the_apps_own_pages_alone(port:
     assert ask(port, line, b"origin: https://evil.net").status == 200  # HTTP has CORS and SameSite
 
 
-@with_protocols
 @pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
 def test_a_websocket_is_accepted_by_a_protocol_that_is_never_selected(port: int, first: bool) -> None:
     text = token()
@@ -351,14 +343,12 @@ def test_a_websocket_is_accepted_by_a_protocol_that_is_never_selected(port: int,
         assert text not in repr(list(connection.response.headers.raw_items()))  # type: ignore[union-attr]
 
 
-@with_protocols
 def test_where_the_token_is_the_only_protocol_none_is_selected(port: int) -> None:
     with opened(port, subprotocols=[f"bearer.{token()}"]) as connection:
         assert told(connection) == {"who": ["acme", "ann"], "subprotocols": [], "protocols": []}
         assert connection.subprotocol is None
 
 
-@with_protocols
 def test_the_protocols_may_come_in_several_lines_and_with_any_space(port: int) -> None:
     text = token().encode()
     lines = [b"sec-websocket-protocol: chat ,\tbearer." + text + b"\t, v2.chat", b"Sec-WebSocket-Protocol: more"]
@@ -372,7 +362,6 @@ def test_the_protocols_may_come_in_several_lines_and_with_any_space(port: int) -
         assert b"bearer." not in wire.received
 
 
-@with_protocols
 def test_protocols_with_a_bad_token_or_two_are_refused(port: int) -> None:
     line = b"sec-websocket-protocol: chat, bearer."
     assert refusal(ask_for_websocket(port, line + token(-1).encode())) == (401, "invalid_token", [INVALID])
