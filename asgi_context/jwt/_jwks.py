@@ -263,7 +263,7 @@ class JWKSClient:
             if name is not None:
                 names.add(name)
             try:
-                usable.append(import_key(data, self._algorithms, secret=False))
+                usable.append(import_key(data, self._algorithms))
             except ValueError as error:
                 # RFC 7517, section 5: what is not understood is ignored; keys for encryption are not for us.
                 _log.debug("a key of %s is not used: %s", urlsplit(self.url).hostname, error)

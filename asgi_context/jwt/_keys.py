@@ -80,13 +80,12 @@ class VerificationKey(NamedTuple):
     """What tells it from another key of the same name."""
 
 
-def import_key(data: object, algorithms: frozenset[str] | None, *, secret: bool = True) -> VerificationKey:
+def import_key(data: object, algorithms: frozenset[str] | None) -> VerificationKey:
     """Import a key.
 
     Args:
         data: a JWK, a PEM, or the secret of an HMAC.
         algorithms: which algorithms are allowed; ``None`` for all that the key is for.
-        secret: whether it may be the secret of an HMAC.
 
     Returns:
         The key.
@@ -100,7 +99,7 @@ def import_key(data: object, algorithms: frozenset[str] | None, *, secret: bool 
         key_id = jwk.get("kid")
         if key_id is not None and type(key_id) is not str:
             raise ValueError("its kid is no string")
-        key, names = _import_jwk(jwk, secret=secret)
+        key, names = _import_jwk(jwk)
     elif isinstance(data, str | bytes):
         key, names = _import_text(data.encode() if isinstance(data, str) else data)
     else:
@@ -121,12 +120,10 @@ def _verify(verify: Callable[[bytes, bytes, Any], bool], key: Key, signed: bytes
         return False
 
 
-def _import_jwk(jwk: dict[str, Any], *, secret: bool) -> tuple[Key, tuple[str, ...]]:
+def _import_jwk(jwk: dict[str, Any]) -> tuple[Key, tuple[str, ...]]:
     kind = _KINDS.get(cast("str", jwk.get("kty"))) if isinstance(jwk.get("kty"), str) else None
     if kind is None:
         raise ValueError("its kty is not supported")
-    if kind is OctKey and not secret:
-        raise ValueError("a secret must not stand where everybody can read it")
     if jwk.get("use", "sig") != "sig":
         raise ValueError("its use is not sig")
     operations = jwk.get("key_ops", ["verify"])
@@ -186,10 +183,7 @@ def _check_secret(text: bytes) -> None:
 
 def _algorithms_of(key: Key) -> tuple[str, ...]:
     if isinstance(key, OctKey):
-        size = len(key.raw_value)
-        if size < _SECRETS["HS256"]:
-            raise ValueError(_SHORT)
-        return tuple(name for name, least in _SECRETS.items() if size >= least)
+        return tuple(name for name, least in _SECRETS.items() if len(key.raw_value) >= least)
     if isinstance(key, RSAKey):
         if key.public_key.key_size < _RSA_BITS:
             raise ValueError(_WEAK)
