@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from threading import Lock
 from types import FrameType
 from typing import Any
 
@@ -244,6 +245,30 @@ def test_a_fork_waits_for_the_calls_that_are_under_way() -> None:
         thread.join(30)
     """)
     assert said == "0 True"
+
+
+def test_what_ends_while_its_tenant_is_erased_leaves_the_new_home_of_that_name_alone() -> None:
+    now = Now()
+    store = prepared(now)
+    erased = store._tenants.pop("acme")["ann"]  # what erasing does first; the rest is taken down in steps
+    at_once(store.merge(("acme", "ann"), "new", ONE, None))
+    now.seconds = 5
+    for _ in range(3):
+        at_once(store.exists(("acme", "ann"), "new"))
+    assert erased.is_empty()
+    assert at_once(store.names(("acme", "ann"))) == ["new"]
+
+
+def test_all_locks_are_held_for_a_fork_and_let_go_after_it() -> None:
+    """As the system calls it; where that is really done, nothing watches over the tests."""
+    forks = _forks._Forks()
+    locks = [Lock(), Lock()]
+    for lock in locks:
+        forks.add(lock)
+    forks.hold()
+    assert all(lock.locked() for lock in locks)
+    forks.let_go()
+    assert not any(lock.locked() for lock in locks)
 
 
 def test_where_no_process_can_be_forked_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -688,6 +688,11 @@ async def in_a_thread(renew: Any) -> None:
     await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(renew(), loop).result(PLENTY))
 
 
+async def in_a_loop_of_a_thread(renew: Any) -> None:
+    """The timer is that of the connection's loop, whichever loop has verified the token."""
+    await asyncio.to_thread(lambda: asyncio.run(renew()))
+
+
 async def in_a_block(renew: Any) -> None:
     with bind_context():
         await renew()
@@ -701,7 +706,15 @@ async def in_a_block_of_somebody_else(renew: Any) -> None:
 
 @pytest.mark.parametrize(
     "somewhere",
-    [in_a_task, in_a_task_group, in_a_task_of_a_task, in_a_thread, in_a_block, in_a_block_of_somebody_else],
+    [
+        in_a_task,
+        in_a_task_group,
+        in_a_task_of_a_task,
+        in_a_thread,
+        in_a_loop_of_a_thread,
+        in_a_block,
+        in_a_block_of_somebody_else,
+    ],
     ids=lambda somewhere: somewhere.__name__,
 )
 @pytest.mark.parametrize("options", [{}, {"message": JSON}], ids=["plain", "with messages"])
