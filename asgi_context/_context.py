@@ -42,6 +42,8 @@ class Services(NamedTuple):
     factories: Mapping[type, Callable[[RequestContext], Any]] = MappingProxyType({})
     closing: Any = None
     """Where the closing of resources is noted."""
+    origins: frozenset[bytes] | None = None
+    """From which pages a WebSocket may be opened; ``None`` where nobody has said."""
     app_loop: AppLoop | None = None
     """Where the event loop is noted that blocking calls of the store run on."""
 

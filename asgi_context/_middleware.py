@@ -148,6 +148,7 @@ class ContextMiddleware:
             pools=workers_of(pools or {}, close_timeout),
             factories=check_factories(resources or {}),
             closing=closing,
+            origins=origins_of(websocket_origins, source),
             app_loop=None if store is None or getattr(store, "immediate", False) else AppLoop(),
         )
         self._exempt = exempt
@@ -159,7 +160,6 @@ class ContextMiddleware:
         if missing == "reject" and source is not None:
             code = "tenant_missing" if tenant is not None else "identity_missing"
             self._absent = 401 if self._challenges else 400, code
-        self._origins = origins_of(websocket_origins, source)
         self._hides = hides_of(source)
         self._has_user = self._plain is not None and len(self._plain) > 1
         # Whether no callable of the user's runs before it is known who asks.
@@ -250,8 +250,8 @@ class ContextMiddleware:
                     if exempt is not True and exempt is not False:
                         raise ExtractorTypeError("exempt", type(exempt).__qualname__, "bool")  # noqa: TRY301
                 if not exempt:
-                    if kind == "websocket" and self._origins is not None:
-                        check_origin(headers, self._origins)
+                    if kind == "websocket" and self._services.origins is not None:
+                        check_origin(headers, self._services.origins)
                     if not alone and not self._lifespan.ready:
                         await self._lifespan.open()
                     found = self._scan(headers)

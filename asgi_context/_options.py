@@ -153,8 +153,10 @@ def origins_of(origins: Collection[str] | None, source: Extractor | None) -> fro
         message = f"websocket_origins must be a collection of origins, not {origins!r}"
         raise TypeError(message)
     for origin in origins:
-        if type(origin) is not str or _ORIGIN.fullmatch(origin) is None:
-            message = f"websocket_origins: an origin is like 'https://app.example.com', lower case, not {origin!r}"
+        if type(origin) is not str or not _is_origin(origin):
+            message = (
+                f"websocket_origins: an origin is like 'https://app.example.com', as browsers write it, not {origin!r}"
+            )
             raise ValueError(message)
     return frozenset(origin.encode() for origin in origins)
 
@@ -174,7 +176,19 @@ def check_origin(headers: Iterable[tuple[bytes, bytes]], origins: frozenset[byte
         raise RequestRejected(403, "origin_forbidden")
 
 
-_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.\-]*://(\[[0-9a-f:.]+\]|[a-z0-9.\-]+)(:[0-9]{1,5})?")
+_ORIGIN: Final = re.compile(
+    r"([a-z][a-z0-9+.\-]*)://(\[[0-9a-f:.]+\]|[a-z0-9\-]+(?:\.[a-z0-9\-]+)*)(?::([1-9][0-9]{0,4}))?"
+)
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
+
+
+def _is_origin(text: str) -> bool:
+    # As browsers write it (WHATWG HTML, "serialization of an origin"): what they never write would let nobody in.
+    match = _ORIGIN.fullmatch(text)
+    if match is None:
+        return False
+    scheme, _, port = match.groups()
+    return port is None or (int(port) < 2**16 and port != _DEFAULT_PORTS.get(scheme))
 
 
 def is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:

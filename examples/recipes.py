@@ -105,7 +105,9 @@ def keycloak(app: ASGIApp) -> ContextMiddleware:
     ]
 
     def has_role(context: RequestContext, _: Scope) -> bool:
-        return "api" in context.claims["realm_access"].get("roles", ())
+        access = context.claims["realm_access"]
+        roles = access.get("roles") if isinstance(access, Mapping) else None
+        return isinstance(roles, tuple) and "api" in roles  # in a str it would be found as a part
 
     return ContextMiddleware(app, identity=JWTAuth(issuers=issuers), authorize=has_role)
 
@@ -121,9 +123,11 @@ def cognito(app: ASGIApp) -> ContextMiddleware:
     """
 
     def tenant(claims: Mapping[str, Any]) -> str | None:
-        if claims["token_use"] != "access" or claims["client_id"] not in COGNITO_CLIENTS:  # noqa: S105 - no secret
+        client, given = claims["client_id"], claims.get("cognito:groups")
+        if claims["token_use"] != "access" or not (isinstance(client, str) and client in COGNITO_CLIENTS):  # noqa: S105 - no secret
             raise RequestRejected(401, "invalid_token", headers=[("www-authenticate", 'Bearer error="invalid_token"')])
-        groups = [group for group in claims.get("cognito:groups", ()) if group.startswith("tenant-")]
+        groups = [group for group in given if isinstance(group, str)] if isinstance(given, list) else []
+        groups = [group for group in groups if group.startswith("tenant-")]
         # Whoever is in several would have to say in which they act: none of them is taken for granted.
         return groups[0].removeprefix("tenant-") if len(groups) == 1 else None
 
@@ -239,7 +243,8 @@ class ChosenTenant:
     That proves no membership: it is for ``authorize=`` to say who may act where.
 
     Args:
-        auth: verifies the tokens; the tenant that it gives is not used.
+        auth: verifies the tokens; the tenant that it gives is not used, so ``auth.renew`` has nothing to compare with:
+            a WebSocket that outlasts its token connects once more.
         template: where the tenant stands in the path.
     """
 
@@ -247,7 +252,7 @@ class ChosenTenant:
         self._auth = auth
         self._path = from_path(template)
         # What the middleware looks for: what a 401 says, and what is to be done at the app's start and end.
-        self.challenge, self.open, self.close = auth.challenge, auth.open, auth.close
+        self.challenge, self.open, self.close, self.hide = auth.challenge, auth.open, auth.close, auth.hide
 
     async def __call__(self, scope: Scope) -> Identity | None:
         """Put both together."""

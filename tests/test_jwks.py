@@ -126,7 +126,7 @@ class World:
 
     async def landed(self) -> None:
         """The fetch that is under way, if there is one, has ended."""
-        flight = self.client._flight
+        flight = self.client._flight and self.client._flight.task
         if flight is not None:
             async with asyncio.timeout(LONG):
                 await asyncio.wait({flight})

@@ -189,6 +189,17 @@ async def test_keycloak_an_issuer_per_realm_and_nested_claims(
     for access in ({}, {"roles": []}, {"roles": ["apis"]}):
         assert await client.send(of("staff", "acme", realm_access=access)) == (403, "tenant_forbidden")
     assert len(web.fetched) == 2
+    for odd in (
+        "api",
+        [],
+        ["api"],
+        {},
+        {"roles": 5},
+        {"roles": None},
+        {"roles": "api therapist"},
+        {"roles": {"api": 1}},
+    ):
+        assert await client.send(of("staff", "acme", realm_access=odd)) == (403, "tenant_forbidden")
 
 
 async def test_cognito_the_tenant_is_a_group_and_the_client_stands_for_the_audience(
@@ -221,6 +232,9 @@ async def test_cognito_the_tenant_is_a_group_and_the_client_stands_for_the_audie
     identity_token = of("tenant-acme", token_use="id", aud="1example23456789", client_id=...)
     assert await client.send(identity_token) == INVALID
     assert await client.send(of("tenant-acme", token_use="id")) == INVALID
+    for odd in (5, None, [1], "tenant-acme", {"tenant-acme": 1}):  # an answer in any case, whatever the pool may send
+        assert await client.send(of(**{"cognito:groups": odd})) == (403, "tenant_missing")
+    assert await client.send(of("tenant-acme", client_id=["1example23456789"])) == INVALID
     exchange = await run(client.middleware, http(bearer(of("tenant-acme", client_id="another app"))))
     assert exchange.header(b"www-authenticate") == [b'Bearer error="invalid_token"']
 

@@ -566,7 +566,7 @@ def test_what_is_refused_for_its_form_costs_no_check_of_a_signature(checks: list
     assert checks == []
     for name in WELL_FORMED:
         assert answer(auth, FORMS[name]) == BAD
-    assert len(checks) == len(WELL_FORMED)
+    assert len(checks) == len(WELL_FORMED) - 1, "the claims of one say already that it is nothing"
 
 
 # Algorithms

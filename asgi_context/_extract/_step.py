@@ -31,7 +31,9 @@ class Extractor(Protocol):
     checked as identifiers are, unless it has an attribute ``valid``: a callable that takes the string and says whether
     it is good. With attributes ``open`` and ``close`` (plain or coroutine functions) it is opened and closed with the
     app's lifespan. With an attribute ``challenge`` (text of a ``WWW-Authenticate`` header, RFC 9110, section 11.6.1) a
-    request without identity is answered with 401 and that challenge.
+    request without identity is answered with 401 and that challenge. With an attribute ``hide`` (takes the scope of a
+    WebSocket) what the app must not see is taken out of the scope before it runs. One that asks another extractor hands
+    these on.
     """
 
     def __call__(self, scope: Scope, /) -> Any:  # noqa: ANN401 - str, Identity or None, or an awaitable of these

@@ -41,10 +41,11 @@ class JWTAuth(BuiltIn):
         issuers: the issuers, in place of the arguments of `Issuer`.
         max_token_bytes: the longest token; a longer one is refused before it is read.
         cookie: name of a cookie that may hold the token. Browsers send cookies from foreign pages too, so the
-            middleware then needs ``websocket_origins``.
+            middleware then needs ``websocket_origins``; for plain requests, set it with ``SameSite``.
         websocket_protocol: what stands before the token in an entry of ``Sec-WebSocket-Protocol``, such as
             ``"bearer."``. The app does not see that entry, so it cannot select it.
         websocket_query: name of the parameter that may hold the token in the URL of a WebSocket. URLs stand in logs.
+            Of these three, a line with more than 8192 bytes beside the token is refused.
         resource_metadata: URL of the metadata of this resource (RFC 9728), for the challenge.
         cache_size: how many verified tokens are remembered, by their digests.
         now: the time, in seconds since the epoch.
@@ -139,7 +140,7 @@ class JWTAuth(BuiltIn):
         )
         joint = " " if resource_metadata is None else ", "
         self._refused_headers = (("www-authenticate", f"{self.challenge}{joint}{_INVALID}"),)
-        self._credentials = Credentials(cookie, websocket_protocol, websocket_query)
+        self._credentials = Credentials(cookie, websocket_protocol, websocket_query, max_token_bytes)
         self._by_name = {issuer.issuer: issuer for issuer in self._issuers}
         self._only = self._issuers[0] if len(self._issuers) == 1 else None
         self._most = max_token_bytes
@@ -204,7 +205,7 @@ class JWTAuth(BuiltIn):
     async def renew(self, token: str | bytes) -> None:
         """Let the WebSocket of this task go on until a newer token expires.
 
-        What is bound stays as it is.
+        What is bound stays as it is. Of several middlewares around the app, it is the innermost's connection.
 
         Args:
             token: a token of the same issuer for the same subject, tenant and user. One that expires sooner changes
@@ -226,6 +227,7 @@ class JWTAuth(BuiltIn):
         now = self._now()
         digest, known = self._verified.find(token, now)
         if known is not None:
+            known.issuer.check_again(known.identity.tenant)
             client = known.issuer.client
             if client is None or client.clock() < client.due:
                 return known.identity
@@ -242,11 +244,14 @@ class JWTAuth(BuiltIn):
     async def _verify(self, raw: bytes) -> Verified:
         token = read_token(raw)
         issuer = self._only or self._issuer_of(token)
+        # First what costs nothing: no key is fetched, and no signature checked, for what would be refused in any case.
+        expires_at = issuer.rules.check(token.kind, token.claims, self._now())
         check = await issuer.find(token.key_id, token.algorithm)
         generation = 0 if issuer.client is None else issuer.client.generation
         if not check(token.signed, token.signature):
             raise TokenRefusedError("its signature is not that of its key")
-        expires_at = issuer.rules.check(token.kind, token.claims, self._now())  # after the wait for keys
+        if expires_at <= self._now():
+            raise TokenRefusedError("it has expired meanwhile")
         tenant, user = issuer.whom(token.claims)
         return Verified(Identity(tenant, user, token.claims, expires_at), expires_at, issuer, generation)
 

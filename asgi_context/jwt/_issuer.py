@@ -35,8 +35,8 @@ class Issuer:
         tenant: the claim that names the tenant: its name, the way to it (``("app", "tenant")``), or a callable that
             takes the claims and returns a str or ``None``.
         user: the claim that names the user, likewise; ``None`` for tokens of whole tenants.
-        tenants: which tenants it may speak for: their identifiers, or a callable that takes one and says so; ``None``
-            for all, where it is the only issuer.
+        tenants: which tenants it may speak for: their identifiers, or a callable that takes one and says so, asked
+            with each request; ``None`` for all, where it is the only issuer.
         user_prefix: put before each user, with a ``|``. Issuers that may speak for the same tenants need one each, so
             that their users never meet.
         required_claims: claims that must be there.
@@ -74,22 +74,20 @@ class Issuer:
         allowed = check_algorithms(algorithms)
         if allowed is not None and isinstance(jwks, JWKSClient):
             raise TypeError("give algorithms= to the JWKSClient, which imports the keys")
-        if isinstance(leeway, bool) or not isinstance(leeway, int | float):
-            message = f"leeway must be a number of seconds, not {type(leeway).__qualname__}"
-            raise TypeError(message)
-        if not 0 <= leeway <= _LONGEST_LEEWAY:
-            message = f"leeway must be 0 to {_LONGEST_LEEWAY} seconds"
-            raise ValueError(message)
+        _check_leeway(leeway)
         if user_prefix is not None and _PREFIX.fullmatch(text_of(user_prefix, "user_prefix")) is None:
             message = f"user_prefix must be 1 to 32 letters, digits, '.', '_' and '-', not {user_prefix!r}"
             raise ValueError(message)
+        if user_prefix is not None and user is None:
+            raise ValueError("user_prefix= is for issuers whose tokens name users")
         check_rule(valid, "valid=")
         self.issuer = issuer
         self.tenants: frozenset[str] | None = None
         self._may: Callable[[str], bool] | None = None
+        self._asks = False  # what may change its mind, for each request
         if callable(tenants):
             check_rule(tenants, "tenants")
-            self._may = tenants
+            self._may, self._asks = tenants, True
         elif tenants is not None:
             self.tenants = frozenset(texts_of(tenants, "tenants"))
             self._may = self.tenants.__contains__
@@ -131,6 +129,8 @@ class Issuer:
         """
         if self.tenants is not None and other.tenants is not None and self.tenants.isdisjoint(other.tenants):
             return False
+        if self._user is None or other._user is None:  # noqa: SLF001 - of the same class
+            return self._user is other._user  # noqa: SLF001 - as above
         return None in {self.user_prefix, other.user_prefix} or self.user_prefix == other.user_prefix
 
     async def find(self, key_id: str | None, algorithm: str) -> Check:
@@ -162,6 +162,18 @@ class Issuer:
             user = checked(f"{self.user_prefix}{_SEPARATOR}{user}", self._valid, "user")
         return tenant, user
 
+    def check_again(self, tenant: str) -> None:
+        """Check the tenant of a token that was verified before, which may have been withdrawn since.
+
+        Args:
+            tenant: the tenant.
+
+        Raises:
+            RequestRejected: the issuer must not speak for it any more (403).
+        """
+        if self._asks and self._may is not None and self._may(tenant) is not True:
+            raise RequestRejected(403, "tenant_forbidden")
+
     def _read(self, read: "Callable[[Mapping[str, Any]], object]", claims: Mapping[str, Any], role: str) -> str:
         value = read(claims)
         if value is None:
@@ -169,6 +181,15 @@ class Issuer:
         if type(value) is not str:
             raise RequestRejected(400, f"{role}_invalid")
         return checked(value, self._valid, role)
+
+
+def _check_leeway(leeway: object) -> None:
+    if isinstance(leeway, bool) or not isinstance(leeway, int | float):
+        message = f"leeway must be a number of seconds, not {type(leeway).__qualname__}"
+        raise TypeError(message)
+    if not 0 <= leeway <= _LONGEST_LEEWAY:
+        message = f"leeway must be 0 to {_LONGEST_LEEWAY} seconds"
+        raise ValueError(message)
 
 
 def _reader(path: ClaimPath, option: str) -> "Callable[[Mapping[str, Any]], object]":

@@ -5,10 +5,13 @@ import importlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from math import ceil
-from typing import Any, Final, TypeAlias, cast
+from threading import Lock
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from asgi_context.errors import RequestRejected, UnsupportedLoopError
@@ -21,8 +24,18 @@ Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]
 
 _log = logging.getLogger("asgi_context")
 _OK: Final = 200
+_MOST_MEMBERS: Final = 2000  # objects and arrays in a key set
 _AHEAD: Final = 0.8  # of the time to live; then a refresh begins that nobody waits for
+_GRACE: Final = 1.0  # seconds, beyond the time that an attempt may take
 _LONGEST_PAUSE: Final = 300.0  # seconds, between two attempts that fail
+
+
+class _Flight(NamedTuple):
+    """An attempt, and the loop that it is made on."""
+
+    loop: asyncio.AbstractEventLoop
+    task: "asyncio.Task[None]"
+    landed: "Future[None]"
 
 
 class JWKSClient:
@@ -31,7 +44,8 @@ class JWKSClient:
     They are fetched once however many ask at the same time, and a client that hangs up does not cancel that. Where the
     issuer cannot be reached, the keys that are there are used for a while longer; without any, requests are answered
     with 503 and ``Retry-After``. Whatever an answer of the issuer holds that must not be there (a shared secret, two
-    keys of one name, more than ``max_keys``, repeated members) makes it a failed attempt, which is logged.
+    keys of one name, more than ``max_keys``, repeated members) makes it a failed attempt, which is logged; so does an
+    answer without any key that can be used.
 
     Args:
         url: where the key set is, ``https``.
@@ -107,8 +121,8 @@ class JWKSClient:
         self._fetched = 0.0
         self._next = float("-inf")  # the earliest time of the next attempt
         self._failures = 0
-        self._flight: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # of what is being fetched
+        self._flight: _Flight | None = None
+        self._lock = Lock()  # of the flight: several event loops may ask at once
 
     def __repr__(self) -> str:
         return f"JWKSClient({self.url!r})"
@@ -119,11 +133,18 @@ class JWKSClient:
 
     async def close(self) -> None:
         """End what is being fetched; the keys are kept."""
-        self._on(_running_loop())
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            flight.cancel()
-            await asyncio.wait({flight})
+        loop = _running_loop()
+        with self._lock:
+            flight, self._flight = self._flight, None
+        if flight is None or flight.landed.done():
+            return
+        if flight.loop is loop:
+            flight.task.cancel()
+        elif flight.loop.is_running():
+            flight.loop.call_soon_threadsafe(flight.task.cancel)
+        else:
+            return  # it ended with its loop
+        await self._wait_for(flight.landed)
 
     async def find(self, key_id: str | None, algorithm: str) -> Check:
         """Find the key of a token.
@@ -175,29 +196,38 @@ class JWKSClient:
         flight = self._start(now)
         if flight is None:
             return False
-        # Not the task itself, which a client that hangs up would cancel for all that wait.
-        await asyncio.wait({flight})
+        await self._wait_for(flight)
         return True
 
-    def _start(self, now: float) -> "asyncio.Task[None] | None":
-        loop = _running_loop()
-        self._on(loop)
-        if self._flight is not None and not self._flight.done():
-            return self._flight
-        if now < self._next:
-            return None
-        self._next = self.due = now + self._cooldown
-        # In a Context of its own: it is nobody's, and must not hold what the first who asks has bound.
-        self._flight = loop.create_task(self._refresh(), context=Context())
-        return self._flight
+    async def _wait_for(self, landed: "Future[None]") -> None:
+        # Not for the task itself: a client that hangs up would cancel it for all that wait, and they may be on other
+        # loops. Not for ever either: its loop may stop, and a fetch of the user's may not let itself be cancelled.
+        await asyncio.wait({asyncio.wrap_future(landed)}, timeout=self._timeout + _GRACE)
 
-    def _on(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is loop:
-            return
-        self._loop = loop
-        if self._flight is not None and not self._flight.done():  # it ended with its loop, and nobody has failed
-            self._next = float("-inf")
-        self._flight = None
+    def _start(self, now: float) -> "Future[None] | None":
+        loop = _running_loop()
+        with self._lock:
+            flight = self._flight
+            if flight is not None and not flight.landed.done():
+                if flight.loop.is_running():
+                    return flight.landed
+                self._next = float("-inf")  # it ended with its loop: nobody has failed
+            if now < self._next:
+                return None
+            self._next = now + self._cooldown
+            self.due = min(self._next, self._fetched + self._ttl + self._stale)
+            landed: Future[None] = Future()
+            # In a Context of its own: it is nobody's, and must not hold what the first who asks has bound.
+            nobodys = Context()
+            task = loop.create_task(self._refresh(), context=nobodys)
+            task.add_done_callback(partial(self._land, landed), context=nobodys)
+            self._flight = _Flight(loop, task, landed)
+            return landed
+
+    def _land(self, landed: "Future[None]", task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            self._next = float("-inf")  # the app ends: nobody has failed
+        landed.set_result(None)
 
     async def _refresh(self) -> None:
         try:
@@ -209,7 +239,6 @@ class JWKSClient:
                 isinstance(error, asyncio.CancelledError)
                 and cast("asyncio.Task[None]", asyncio.current_task()).cancelling()
             ):
-                self._next = float("-inf")  # the app ends: nobody has failed
                 raise
             self._failures += 1
             now = self.clock()
@@ -248,7 +277,7 @@ class JWKSClient:
     def _read(self, body: bytes) -> KeyRing:
         if len(body) > self._max_bytes:
             raise TokenRefusedError("the answer is too large")
-        entries = read_object(body, "the key set").get("keys")
+        entries = read_object(body, "the key set", most=_MOST_MEMBERS).get("keys")
         if type(entries) is not list:
             raise TokenRefusedError("the answer is no key set")
         keys: list[Any] = entries  # pyright: ignore[reportUnknownVariableType]

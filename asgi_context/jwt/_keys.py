@@ -8,6 +8,7 @@ from warnings import catch_warnings, simplefilter
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.x509 import load_der_x509_certificate
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
@@ -30,8 +31,10 @@ ALGORITHMS: Final = frozenset({"HS256", "HS384", "HS512"}.union(*_FAMILIES.value
 
 _SECRETS: Final = {"HS256": 32, "HS384": 48, "HS512": 64}  # bytes at least: RFC 7518, section 3.2
 _SHORT: Final = "the secret has less than 32 bytes"
-_WEAK: Final = "the RSA key has less than 2048 bits"
+_RSA: Final = "an RSA key must have at least 2048 bits and at most 8192, and an exponent of 32 at most"
 _RSA_BITS: Final = 2048  # at least: RFC 7518, section 3.3
+_LARGEST_RSA: Final = 8192  # checking a signature takes longer the larger both are, and whoever publishes keys chooses
+_LARGEST_EXPONENT: Final = 2**32
 _KINDS: Final[dict[str, type[Key]]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey, "oct": OctKey}
 _STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _PEM: Final = b"-----BEGIN "
@@ -133,14 +136,14 @@ def _import_jwk(jwk: dict[str, Any]) -> tuple[Key, tuple[str, ...]]:
     if kind is OctKey and not (isinstance(text, str) and len(text) * 3 // 4 >= _SECRETS["HS256"]):
         raise ValueError(_SHORT)
     modulus = jwk.get("n")
-    if kind is RSAKey and isinstance(modulus, str) and len(modulus) * 6 < _RSA_BITS:
-        raise ValueError(_WEAK)
+    if kind is RSAKey and isinstance(modulus, str) and not _RSA_BITS <= len(modulus) * 6 <= _LARGEST_RSA + 6:
+        raise ValueError(_RSA)
     try:
         key: Key = kind.import_key({name: jwk[name] for name in jwk if name in _MEMBERS})
-        families = _algorithms_of(key)
     except (JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
         message = f"it cannot be read ({type(error).__name__})"
         raise ValueError(message) from None
+    families = _algorithms_of(key)
     if names is not None:
         families = tuple(name for name in families if name == names)
     return key, families
@@ -174,19 +177,21 @@ def _check_secret(text: bytes) -> None:
     if stripped[:1] in {b"{", b"["} or b"---- begin" in stripped.lower():
         raise ValueError("it is the text of a key, and no secret: give a JWK as a mapping, a PEM as it is")
     standard = stripped.translate(_STANDARD) + b"=" * (-len(stripped) % 4)
-    try:
-        load_der_public_key(b64decode(standard))
-    except (ValueError, UnsupportedAlgorithm):
-        return
-    raise ValueError("it is a public key without its first and last line, and no secret")
+    for load in (load_der_public_key, load_der_x509_certificate):
+        try:
+            load(b64decode(standard))
+        except (ValueError, UnsupportedAlgorithm):
+            continue
+        raise ValueError("it is a public key or a certificate without its first and last line, and no secret")
 
 
 def _algorithms_of(key: Key) -> tuple[str, ...]:
     if isinstance(key, OctKey):
         return tuple(name for name, least in _SECRETS.items() if len(key.raw_value) >= least)
     if isinstance(key, RSAKey):
-        if key.public_key.key_size < _RSA_BITS:
-            raise ValueError(_WEAK)
+        numbers = key.public_key.public_numbers()
+        if not _RSA_BITS <= key.public_key.key_size <= _LARGEST_RSA or numbers.e >= _LARGEST_EXPONENT:
+            raise ValueError(_RSA)
         return _FAMILIES["RSA"]
     return _FAMILIES.get(key.curve_name, ())
 

@@ -66,12 +66,13 @@ def read_token(raw: bytes) -> Token:
     return Token(algorithm, header.get("kid"), header.get("typ"), claims, raw[: match.end(2)], _decoded(match[3]))
 
 
-def read_object(raw: bytes, what: str) -> dict[str, Any]:
+def read_object(raw: bytes, what: str, *, most: int = 256) -> dict[str, Any]:
     """Read a JSON object (RFC 8259) that every parser reads alike.
 
     Args:
         raw: UTF-8.
         what: what it is, for the error.
+        most: how many objects and arrays it may hold.
 
     Returns:
         Its members.
@@ -79,12 +80,14 @@ def read_object(raw: bytes, what: str) -> dict[str, Any]:
     Raises:
         TokenRefusedError: it is none, or there are parsers that read it otherwise.
     """
+    if raw.count(b"{") + raw.count(b"[") > most:  # or a small token would take much time, and memory
+        raise TokenRefusedError(f"{what} holds too much")  # noqa: EM102 - two words of ours
     try:
         members: Any = _STRICT.decode(str(raw, "utf-8"))
         if b"\\u" in raw:  # half of a character may have been escaped
             json.dumps(members, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        raise TokenRefusedError(f"{what} is not strict JSON") from None  # noqa: EM102 - two words of ours
+        raise TokenRefusedError(f"{what} is not strict JSON") from None  # noqa: EM102 - as above
     if type(members) is not dict:
         raise TokenRefusedError(f"{what} is no JSON object")  # noqa: EM102 - as above
     if raw.count(b"{") + raw.count(b"[") > _DEEPEST and _is_deeper(members, _DEEPEST):

@@ -172,7 +172,7 @@ class Api:
 
     async def landed(self) -> None:
         """The fetch that is under way, if there is one, has ended."""
-        flight = self.client._flight
+        flight = self.client._flight and self.client._flight.task
         if flight is not None:
             async with asyncio.timeout(PATIENCE):
                 await asyncio.wait({flight})
