@@ -944,6 +944,18 @@ def test_where_the_apps_loop_is_stopped_the_process_has_its_own() -> None:
     assert [asked.thread.name for asked in store.asked] == ["asgi_context-background"]
 
 
+async def test_the_loop_that_a_request_has_noted_serves_the_next_ones_too(asyncio_only: None) -> None:
+    store = WaitingStore()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await run_in_executor(None, current_state().sync.upsert, "s", {"a": 1})
+
+    wrapped = ContextMiddleware(app, tenant=from_header("x-tenant-id"), store=store)
+    for _ in range(3):
+        await run(wrapped, http((b"x-tenant-id", b"acme")))
+    assert [asked.thread for asked in store.asked] == [threading.current_thread()] * 3
+
+
 class JustStopped(blocking.AppLoop):
     """A loop that was seen to run a moment ago."""
 
