@@ -13,6 +13,23 @@ from asgi_context.errors import StateBlockingError, StateUnavailableError
 
 _T = TypeVar("_T")
 
+
+class BlockedError(Exception):
+    """What a coroutine was run for did not come of it.
+
+    Args:
+        reason: why not.
+        late: whether that is for want of time.
+    """
+
+    def __init__(self, reason: str, *, late: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.late = late
+
+
+# As `get_running_loop`, but where there is none it does not raise, which would cost as much as all else.
+_running_loop: Final = asyncio._get_running_loop  # noqa: SLF001
 _DEADLINE: Final = 30.0  # seconds, for stores that say nothing
 
 
@@ -31,11 +48,8 @@ class AppLoop:
 
     def note(self) -> None:
         """Note the loop that runs in this thread; under trio there is none."""
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if self.loop is not running:
+        running = _running_loop()
+        if running is not self.loop and running is not None:
             self.loop, self._pid = running, os.getpid()
 
     def usable(self) -> asyncio.AbstractEventLoop | None:
@@ -81,11 +95,32 @@ def run_blocking(call: Callable[[], Coroutine[Any, Any, _T]], store: object, kno
         StateBlockingError: an event loop runs in this thread.
         StateUnavailableError: it was not done within the store's deadline, and was cancelled.
     """
-    if _loop_runs_here():
+    if loop_runs_here():
         raise StateBlockingError
     if getattr(store, "immediate", False):
         return _run_at_once(call())
     deadline = _deadline_of(store)
+    try:
+        return run_on_loop(call, deadline, known)
+    except BlockedError as error:
+        reason = error.reason + "; whether a write took place is not known" * error.late
+        raise StateUnavailableError(reason) from None
+
+
+def run_on_loop(call: Callable[[], Coroutine[Any, Any, _T]], deadline: float, known: AppLoop | None) -> _T:
+    """Run a coroutine to its end on the loop of an app, under the caller's context, and wait for it.
+
+    Args:
+        call: makes the coroutine.
+        deadline: how long to wait, in seconds.
+        known: where to run it; without a loop that is usable, on one of this process's own.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        BlockedError: it was not done in time, and was cancelled; or the loop has ended.
+    """
     loop = (None if known is None else known.usable()) or _background.loop()
     answer: _T = _Call(loop, call).wait(deadline)
     return answer
@@ -113,7 +148,12 @@ async def pause(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-def _loop_runs_here() -> bool:
+def loop_runs_here() -> bool:
+    """Say whether an event loop runs in this thread, asyncio's or trio's.
+
+    Returns:
+        Whether one does.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -161,7 +201,7 @@ class _Call:
             try:
                 self._loop.call_soon_threadsafe(self._start)
             except RuntimeError:
-                raise StateUnavailableError("the event loop that would ask it has ended") from None
+                raise BlockedError("its event loop has ended") from None
             arrived = self._arrived.acquire(timeout=min(deadline, TIMEOUT_MAX))
         finally:
             if not arrived:  # it is late, or the thread was interrupted
@@ -169,8 +209,8 @@ class _Call:
                 with suppress(RuntimeError):  # the loop has ended, and the task with it
                     self._loop.call_soon_threadsafe(self._stop)
         if not arrived:
-            reason = f"it did not answer within {deadline:g} seconds; whether a write took place is not known"
-            raise StateUnavailableError(reason)
+            reason = f"it did not answer within {deadline:g} seconds"
+            raise BlockedError(reason, late=True)
         if self._error is not None:
             try:
                 raise self._error
@@ -205,7 +245,7 @@ class _Call:
         if (
             task.cancelled() and not self._answered
         ):  # by the end of the loop, say: in the caller it would look as if that had been cancelled
-            self._fail(StateUnavailableError("the call was cancelled on its event loop"))
+            self._fail(BlockedError("it was cancelled on its event loop"))
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
@@ -237,8 +277,8 @@ class _Background:
                     self._thread.start()
                 except RuntimeError as error:  # there are too many, or the interpreter ends
                     loop.close()
-                    reason = f"no thread could be started that would ask it ({error})"
-                    raise StateUnavailableError(reason) from None
+                    reason = f"no thread could be started for it ({error})"
+                    raise BlockedError(reason) from None
             return self._loop
 
     def forget(self) -> None:

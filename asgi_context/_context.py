@@ -13,7 +13,7 @@ Invariants:
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, TypeVar, overload
 
 from asgi_context._blocking import AppLoop, app_loop
 from asgi_context._claims import NO_CLAIMS, Claims
@@ -45,7 +45,7 @@ class Services(NamedTuple):
     origins: frozenset[bytes] | None = None
     """From which pages a WebSocket may be opened; ``None`` where nobody has said."""
     app_loop: AppLoop | None = None
-    """Where the event loop is noted that blocking calls of the store run on."""
+    """Where the event loop is noted that blocking calls run on."""
 
 
 class Binding:
@@ -68,6 +68,8 @@ class Binding:
         "values",
     )
 
+    is_guest: ClassVar[bool] = False
+    """Whether it is for somebody else than those to whom its connection leads."""
     tenant: str | None
     """Who asks, as an identity taken apart, since most requests need no more; ``None`` for nobody."""
     user: str | None
@@ -150,6 +152,14 @@ class Binding:
         """
         if self.revoked:
             raise ContextClosedError(wanted, self.revoked)
+
+
+class Guest(Binding):
+    """The binding of a block for somebody else, inside of what is bound to a connection."""
+
+    __slots__ = ()
+
+    is_guest: ClassVar[bool] = True
 
 
 def make_binding(identity: Identity | None, services: Services, ids: list[str] | None) -> Binding:
@@ -350,17 +360,28 @@ def bind_context(
         ids = id_cell(request_id)
     elif ids is None:
         ids = [] if outer.ids is None or outer.revoked else outer.ids
-    services = outer.services if store is None else _services_with(store, outer.services)
+    services = _services_with(store, outer.services)
     binding = make_binding(whole, services, ids)
-    binding.connection = outer.connection
+    _share_connection(outer, binding)
     if values is not None:
         binding.values = dict(values)
     return BoundBlock(binding)
 
 
-def _services_with(store: Store, outer: Services) -> Services:
-    # The app's event loop is not noted where its own store needs none.
-    return outer._replace(store=store, app_loop=app_loop(outer.app_loop))
+def _share_connection(outer: Binding, inner: Binding) -> None:
+    inner.connection = outer.connection
+    same = outer.tenant is None or (outer.tenant == inner.tenant and outer.user in {None, inner.user})
+    if outer.is_guest or not same:
+        inner.__class__ = Guest
+
+
+def _services_with(store: Store | None, outer: Services) -> Services:
+    loop = app_loop(outer.app_loop)
+    if store is None:
+        if loop is outer.app_loop:
+            return outer
+        store = outer.store
+    return outer._replace(store=store, app_loop=loop)
 
 
 def unbound_context() -> UnboundBlock:

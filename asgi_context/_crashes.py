@@ -23,7 +23,7 @@ def _escaped(error: BaseException, depth: int, left: list[int]) -> Exception:
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     try:
         text = str(error).encode("unicode_escape").decode()[:_LONGEST_TEXT]
-    except Exception:  # noqa: BLE001 - an error whose own text fails must not hide that it happened
+    except BaseException:  # noqa: BLE001 - an error whose own text fails must not hide that it happened
         text = "(its text cannot be had)"
     shown: Exception = AsgiContextError(f"{name}: {text}")
     left[0] -= 1

@@ -70,7 +70,7 @@ def check_ttl(ttl: object, option: str) -> None:
         TypeError: it is no number.
         ValueError: it is not positive and finite.
     """
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
+    if type(ttl) is not float and (isinstance(ttl, bool) or not isinstance(ttl, int | float)):
         message = f"{option} must be a number of seconds, not {type(ttl).__qualname__}"
         raise TypeError(message)
     if not 0 < ttl <= _LONGEST:

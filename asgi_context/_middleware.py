@@ -143,14 +143,20 @@ class ContextMiddleware:
 
         self.app = app
         self._message = message
+        # Whether somebody must know of a connection's messages, or whether it is open, such as who sends over it beside
+        # the app.
+        given = [part for pair in (resources or {}).items() for part in pair]
+        self._watches = message is not None or any(getattr(part, "needs_connection", False) for part in given)
+        app_loop = AppLoop()
         self._services = Services(
             store=MemoryStore() if store is None else store,
             pools=workers_of(pools or {}, close_timeout),
             factories=check_factories(resources or {}),
             closing=closing,
             origins=origins_of(websocket_origins, source),
-            app_loop=None if store is None or getattr(store, "immediate", False) else AppLoop(),
+            app_loop=app_loop,
         )
+        self._note_loop = app_loop.note
         self._exempt = exempt
         self._authorize = authorize
         self._on_reject = on_reject
@@ -204,8 +210,7 @@ class ContextMiddleware:
         headers: Any = scope["headers"]
         if headers.__class__ is not list:  # any iterable will do, and the app must be able to read it once more
             headers = scope["headers"] = list(headers)
-        if self._services.app_loop is not None:
-            self._services.app_loop.note()  # with each request: a test may serve each on a loop of its own
+        self._note_loop()  # with each request: a test may serve each on a loop of its own
         ids: list[str] = []
         mark: Any = None
         if _MARK in scope:
@@ -276,7 +281,7 @@ class ContextMiddleware:
                     verdict = self._authorize(current_context(), scope)
                     if verdict is not True:
                         await check_verdict(verdict)
-                if kind == "websocket" and not exempt and (self._message or binding.expires_at is not None):
+                if kind == "websocket" and not exempt and (self._watches or binding.expires_at is not None):
                     connection = Connection(
                         binding, scope, receive, send, message=self._message, authorize=self._authorize
                     )
@@ -296,6 +301,8 @@ class ContextMiddleware:
             if self._echo is not None:
                 send = echoing(self._echo, read_id(ids).encode(), send)
             await app(scope, receive, send)
+            if connection is not None:
+                await connection.flush()
         except BaseException as raised:
             error = raised
             raise

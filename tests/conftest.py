@@ -8,6 +8,7 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 import pytest
+import redis_servers
 from hypothesis import settings
 
 from asgi_context import current_context
@@ -82,6 +83,25 @@ async def nothing_left_bound() -> AsyncIterator[None]:
     yield
     assert _bound() == before
     assert current_context(None) is None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a parameter's attribute ``only_on`` does not name: not every server must be tried on every loop."""
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        classes: list[type] = [value for value in values.values() if type(value) is type]  # others are hostile, some
+        only: list[list[str]] = [kind.only_on for kind in classes if hasattr(kind, "only_on")]  # type: ignore[attr-defined]
+        loops = [BACKENDS[name] for names in only for name in names]
+        wanted = not loops or "anyio_backend" not in values or values["anyio_backend"] in loops
+        (kept if wanted else left_out).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_sessionfinish() -> None:
+    redis_servers.close_shared()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

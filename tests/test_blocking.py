@@ -667,9 +667,6 @@ async def test_the_apps_loop_is_noted_with_each_request() -> None:
 
 
 def test_a_store_in_memory_needs_no_loop() -> None:
-    for store in (None, MemoryStore()):
-        app = app_of(store, None)
-        assert app._services.app_loop is None
     assert cast("Any", SharedState(MemoryStore(), "acme"))._loop is None
 
 
@@ -1000,7 +997,7 @@ class ClosingLoop:
 def test_where_the_apps_loop_ends_just_then_it_is_unavailable() -> None:
     state: Any = SharedState(WaitingStore(), "acme")
     state._loop = blocking.AppLoop(ClosingLoop(None, 0))
-    with nothing_is_left_unawaited(), pytest.raises(StateUnavailableError, match="loop that would ask it has ended"):
+    with nothing_is_left_unawaited(), pytest.raises(StateUnavailableError, match="its event loop has ended"):
         state.sync.get("s")
 
 
@@ -1031,7 +1028,7 @@ def test_where_the_app_ends_while_a_thread_waits_the_thread_is_told() -> None:
 
     asyncio.run(main())
     thread.join(SOON)
-    assert found == [(StateUnavailableError, ("the call was cancelled on its event loop",))]
+    assert found == [(StateUnavailableError, ("it was cancelled on its event loop",))]
     assert standing.cancelled.is_set()
 
 
@@ -1188,8 +1185,9 @@ def test_where_no_thread_can_be_started_the_next_call_tries_again(monkeypatch: p
 
     with nothing_is_left_unawaited():
         monkeypatch.setattr(threading.Thread, "start", refuse)
+        monkeypatch.setattr(blocking, "_background", background)
         with pytest.raises(StateUnavailableError, match=r"no thread could be started .*can't start"):
-            background.loop()
+            SharedState(WaitingStore(), "acme").sync.get("s")
         monkeypatch.undo()
         loop = background.loop()
         try:

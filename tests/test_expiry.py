@@ -13,8 +13,8 @@ import pytest
 from driver import Exchange, Seen, hello, http, run, websocket
 
 from asgi_context import ContextMiddleware, Identity, RequestRejected, current_context, json_message, message_context
-from asgi_context import _connection as module
 from asgi_context._connection import Connection
+from asgi_context._connection import _line as module
 from asgi_context._context import Services, make_binding
 from asgi_context._resources import Closing
 from asgi_context.errors import ConnectionClosedError
@@ -636,6 +636,15 @@ async def test_one_timer_serves_all_reads_of_a_connection(asyncio_only: None) ->
 
 
 # What it does not touch, and what is left of it.
+
+
+async def test_nothing_else_is_sent_after_the_close_either(asyncio_only: None) -> None:
+    async with Watched() as watched:
+        await watched.connection.send_beside({"type": "websocket.send", "text": "before"})
+        watched.expire()
+        with pytest.raises(ConnectionClosedError):
+            await watched.connection.send_beside({"type": "websocket.send", "text": "after"})
+    assert watched.wire.sent == [{"type": "websocket.send", "text": "before"}, CLOSE]
 
 
 async def test_http_is_not_watched(asyncio_only: None) -> None:

@@ -1,6 +1,7 @@
 """The package as a whole: what it imports, what it promises, what its errors are, what its documents say."""
 
 import inspect
+import json
 import pickle
 import pkgutil
 import re
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driver import Exchange, websocket
+from resources import turns
 
 import asgi_context
 from asgi_context import errors
@@ -19,7 +22,7 @@ from asgi_context import errors
 ROOT = Path(__file__).parent.parent
 
 
-EXTRAS = ("asgi_context.jwt",)
+EXTRAS = ("asgi_context.jwt", "asgi_context.redis", "asgi_context.tools")
 
 
 def test_it_imports_nothing_outside_the_standard_library() -> None:
@@ -93,6 +96,11 @@ def test_every_public_callable_says_what_its_arguments_are(name: str) -> None:
 
 ERRORS = {
     "AsgiContextError": errors.AsgiContextError("x"),
+    "BridgeClosedError": errors.BridgeClosedError(),
+    "BridgeError": errors.BridgeError("x"),
+    "BridgeLoopError": errors.BridgeLoopError(),
+    "BridgeNotBoundError": errors.BridgeNotBoundError(),
+    "BridgeNotOpenError": errors.BridgeNotOpenError(),
     "ConnectionClosedError": errors.ConnectionClosedError(4401, "identity_expired"),
     "ContextClosedError": errors.ContextClosedError("values", "ended"),
     "ContextNotBoundError": errors.ContextNotBoundError("context"),
@@ -121,8 +129,17 @@ ERRORS = {
     "StateLimitError": errors.StateLimitError("states", 5),
     "StateNumberError": errors.StateNumberError("cart", "items", "type"),
     "StateSerializationError": errors.StateSerializationError("s", "f", "reason"),
+    "StateNotConfirmedError": errors.StateNotConfirmedError(0, 1),
     "StateUnavailableError": errors.StateUnavailableError("reason"),
     "StoreNotBoundError": errors.StoreNotBoundError(),
+    "ToolBlockingError": errors.ToolBlockingError("run()", "await tool.arun()"),
+    "ToolCallNotBoundError": errors.ToolCallNotBoundError(),
+    "ToolDefinitionError": errors.ToolDefinitionError("Remember", "has no hint"),
+    "ToolError": errors.ToolError("There is no such order.", code="order_missing"),
+    "ToolNotFoundError": errors.ToolNotFoundError(("Remember",)),
+    "ToolOwnerError": errors.ToolOwnerError(),
+    "ToolRunError": errors.ToolRunError("Remember", "reason"),
+    "ToolTimeoutError": errors.ToolTimeoutError("Remember", "reason"),
     "UnsupportedLoopError": errors.UnsupportedLoopError("call"),
 }
 
@@ -168,14 +185,41 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text("utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(len(blocks("README.md", "python"))))
-def test_the_readmes_snippets_run(number: int, tmp_path: Path) -> None:
+DOCUMENTS = ["README.md", *(f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.md")))]
+
+
+@pytest.mark.parametrize(
+    ("document", "number"),
+    [(document, number) for document in DOCUMENTS for number in range(len(blocks(document, "python")))],
+)
+def test_the_snippets_of_the_documents_run(document: str, number: int, tmp_path: Path) -> None:
     snippet = tmp_path / "snippet.py"
-    snippet.write_text(blocks("README.md", "python")[number], "utf-8")
+    snippet.write_text(blocks(document, "python")[number], "utf-8")
     result = subprocess.run(
         [sys.executable, "-W", "error", str(snippet)], capture_output=True, text=True, check=False, timeout=60
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("asyncio_only")
+async def test_the_readme_s_chat_with_tools_answers_its_client() -> None:
+    (snippet,) = (block for block in blocks("README.md", "python") if "ToolSystemFactory(" in block)
+    made: dict[str, Any] = {"__name__": "snippet"}
+    exec(compile(snippet, "snippet", "exec", dont_inherit=True), made)
+    text = '{"tenant_id": "acme", "user_id": "ann"}'
+    exchange = Exchange([{"type": "websocket.connect"}, {"type": "websocket.receive", "text": text}])
+
+    async def receive() -> dict[str, Any]:
+        if not exchange.to_receive:
+            await turns()  # the client goes when it has its answer
+            return {"type": "websocket.disconnect", "code": 1000}
+        return await exchange.receive()
+
+    await made["app"](websocket(), receive, exchange.send)
+    told = [json.loads(message["text"]) for message in exchange.sent if message["type"] == "websocket.send"]
+    assert [event["type"] for event in told] == ["tool_started", "tool_completed", "answer"]
+    assert told[-1]["text"] == "I will remember green."
 
 
 def test_the_readmes_commands_are_one_line_each() -> None:

@@ -36,7 +36,8 @@ class Ends:
             self.take_out(entry)
             return
         second = ceil(ends)
-        self.take_out(entry)
+        if entry.ends != inf:
+            self.take_out(entry)
         entry.ends = ends
         bucket = self._buckets.get(second)
         if bucket is None:

@@ -240,32 +240,47 @@ class MemoryStore:
         check_ttl(ttl, "ttl")
         with self._lock:
             home = self._home(space)
-            holders = {} if home is None else home.leases.get(lease, {})
-            for held in [held for held in holders.values() if held.ends <= self._now]:
-                self._drop(held)
-            home = self._look_up(space)
-            holders = {} if home is None else home.leases.get(lease, {})
-            renewed = holders.get(holder)
-            if renewed is not None:
-                self._let_end(renewed, ttl)
-                return True
-            if len(holders) >= most:
+            holders = None if home is None else home.leases.get(lease)
+            if holders and len(holders) >= most:  # else those that are over take nobody's place
+                for held in [held for held in holders.values() if held.ends <= self._now]:
+                    self._drop(held)
+                home = self._look_up(space)  # without leases it may be gone
+                holders = None if home is None else home.leases.get(lease)
+            if holders:
+                renewed = holders.get(holder)
+                if renewed is not None:
+                    self._let_end(renewed, ttl)
+                    return True
+                if len(holders) >= most:
+                    return False
+            elif most < 1:
                 return False
-            home = self._own_home(space)
+            if home is None:
+                home = self._own_home(space)
             taken = Lease(home, holder, lease)
             self._let_end(taken, ttl)
-            home.leases.setdefault(lease, {})[holder] = taken
+            if holders is None:
+                home.leases[lease] = {holder: taken}
+            else:
+                holders[holder] = taken
             return True
 
     async def release(self, space: Space, lease: str, holder: str, /) -> bool:
         """Give a lease back; see `Store`."""
         with self._lock:
             home = self._home(space)
-            held = None if home is None else home.leases.get(lease, {}).get(holder)
-            if held is None:
+            holders = None if home is None else home.leases.get(lease)
+            held = None if holders is None else holders.get(holder)
+            if home is None or holders is None or held is None:
                 return False
             in_time = held.ends > self._now
-            self._drop(held)
+            if len(holders) > 1:
+                self._drop(held)
+            else:  # the last one, as mostly: there is nothing to be made smaller
+                self._ends.take_out(held)
+                del home.leases[lease]
+                if home.is_empty():
+                    self._forget(home)
             return in_time
 
     # All below under the lock. What can fail for want of stack is done before the first change, and what stands in the

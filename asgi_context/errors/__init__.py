@@ -26,6 +26,19 @@
     │   └── ResourceTimeoutError (TimeoutError) closing a resource took too long
     ├── ResourceCloseError (ExceptionGroup)     closing resources failed
     ├── UnsupportedLoopError (RuntimeError)     this needs a running asyncio event loop
+    ├── ToolError                               raised by a tool: its text is for the model
+    ├── ToolDefinitionError (TypeError)         a tool cannot be used as one, or not be built
+    ├── ToolNotFoundError (LookupError)         the registry has no tool of that name
+    ├── ToolCallNotBoundError (LookupError)     no tool is being called here
+    ├── ToolBlockingError (RuntimeError)        a blocking call on the thread of a running event loop
+    ├── ToolOwnerError (RuntimeError)           a dispatcher was used on behalf of somebody else
+    ├── ToolRunError (RuntimeError)             the event loop that a tool was to run on did not run it
+    │   └── ToolTimeoutError (TimeoutError)     it did not end in time
+    ├── BridgeError
+    │   ├── BridgeLoopError (RuntimeError)      the bridge belongs to another event loop
+    │   ├── BridgeNotBoundError (LookupError)   no WebSocket is bound to which a bridge could lead
+    │   ├── BridgeNotOpenError (RuntimeError)   the WebSocket was not accepted yet
+    │   └── BridgeClosedError (OSError)         the WebSocket is closed
     └── StateError
         ├── StateSerializationError (TypeError) a value cannot be kept exactly
         ├── StateDecodeError (ValueError)       what is stored cannot be read here
@@ -33,6 +46,7 @@
         ├── StateConflictError (RuntimeError)   others changed it each time that it was to be modified
         ├── StateLimitError (RuntimeError)      the store's limits refuse a write
         ├── StateUnavailableError (ConnectionError) the store is down, or slow
+        │   └── StateNotConfirmedError          a write was done, but too few replicas have confirmed it
         └── StateBlockingError (RuntimeError)   .sync on the thread of a running event loop
 
 Wrong arguments are plain ``TypeError`` and ``ValueError``.
@@ -62,9 +76,25 @@ from asgi_context.errors._state import (
     StateDecodeError,
     StateError,
     StateLimitError,
+    StateNotConfirmedError,
     StateNumberError,
     StateSerializationError,
     StateUnavailableError,
+)
+from asgi_context.errors._tools import (
+    BridgeClosedError,
+    BridgeError,
+    BridgeLoopError,
+    BridgeNotBoundError,
+    BridgeNotOpenError,
+    ToolBlockingError,
+    ToolCallNotBoundError,
+    ToolDefinitionError,
+    ToolError,
+    ToolNotFoundError,
+    ToolOwnerError,
+    ToolRunError,
+    ToolTimeoutError,
 )
 from asgi_context.errors._work import (
     JobError,
@@ -83,6 +113,11 @@ from asgi_context.errors._work import (
 
 __all__ = [
     "AsgiContextError",
+    "BridgeClosedError",
+    "BridgeError",
+    "BridgeLoopError",
+    "BridgeNotBoundError",
+    "BridgeNotOpenError",
     "ConnectionClosedError",
     "ConnectionNotBoundError",
     "ContextClosedError",
@@ -109,10 +144,19 @@ __all__ = [
     "StateDecodeError",
     "StateError",
     "StateLimitError",
+    "StateNotConfirmedError",
     "StateNumberError",
     "StateSerializationError",
     "StateUnavailableError",
     "StoreNotBoundError",
+    "ToolBlockingError",
+    "ToolCallNotBoundError",
+    "ToolDefinitionError",
+    "ToolError",
+    "ToolNotFoundError",
+    "ToolOwnerError",
+    "ToolRunError",
+    "ToolTimeoutError",
     "UnsupportedLoopError",
 ]
 

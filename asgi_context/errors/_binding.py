@@ -113,4 +113,6 @@ class UnsupportedLoopError(AsgiContextError, RuntimeError):
         text = f"{self.call} needs a running asyncio event loop, that of asyncio or of uvloop"
         if self.call in {"run_in_executor", "run_in_pool"}:
             text += ": on trio, use trio.to_thread.run_sync, which carries the context by itself"
+        if self.call == "RedisStore":
+            text += ": on trio use MemoryStore, in threads SharedState.sync"
         return text

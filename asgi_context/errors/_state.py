@@ -124,6 +124,24 @@ class StateUnavailableError(StateError, ConnectionError):
         return f"the store is not available: {self.reason}"
 
 
+class StateNotConfirmedError(StateUnavailableError):
+    """A write was done, and not as many replicas as was asked for (``durable``) have said in time that they have it.
+
+    Args:
+        replicas: how many have.
+        durable: how many were asked for.
+    """
+
+    def __init__(self, replicas: int, durable: int) -> None:
+        AsgiContextError.__init__(self, replicas, durable)
+        self.replicas = replicas
+        self.durable = durable
+        self.reason = (
+            f"the write was done, but {replicas} of the {durable} replicas that durable asks for have confirmed it in "
+            "time; it may be lost with the server. See whether the replicas run"
+        )
+
+
 class StateBlockingError(StateError, RuntimeError):
     """``SharedState.sync`` was used on the thread of a running event loop, which it would block."""
 

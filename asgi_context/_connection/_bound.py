@@ -16,11 +16,11 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from contextvars import Context
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Final, cast
 
 from asgi_context._authorize import Authorize, check_verdict
+from asgi_context._connection._line import Line
 from asgi_context._context import (
     Binding,
     current_binding,
@@ -34,22 +34,16 @@ from asgi_context._messages import JsonMessage, MessageExtractor, read_message
 from asgi_context._resources import Resources
 from asgi_context._types import Message, Receive, Scope, Send
 from asgi_context.errors import (
-    ConnectionClosedError,
-    ConnectionNotBoundError,
     RequestRejected,
     ResourceCloseError,
-    UnsupportedLoopError,
 )
 
 _SEVERAL: Final = object()
 _POLICY: Final = 1008  # RFC 6455, section 7.4.1
 _CRASHED: Final = 1011
-_EXPIRED: Final = 4401  # section 7.4.2: for private use; after HTTP's 401
-_LONGEST_WAIT: Final = 3600.0  # seconds; then the clock on the wall is looked at again, which may have been set
-_ENDS: Final = frozenset({"websocket.close", "websocket.http.response.start"})
 
 
-class Connection:
+class Connection(Line):
     """One WebSocket connection, as the app sees it.
 
     Args:
@@ -57,7 +51,7 @@ class Connection:
         scope: its scope.
         receive: the server's receive.
         send: the server's send.
-        message: extractor of the identity of a message; ``None`` to watch the expiry alone.
+        message: extractor of the identity of a message; ``None`` where messages do not say who asks.
         authorize: decides of the identities of messages.
         now: the time, in seconds since the epoch.
 
@@ -78,17 +72,10 @@ class Connection:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._scope = scope
-        self._receive = receive
-        self._send = send
         self._extractor = message
         self._json = message if isinstance(message, JsonMessage) else None
         self._authorize = authorize
-        self._now = now
-        self._services = binding.services
         self._ids = binding.ids
-        self._own: Identity | None = None
-        if binding.tenant is not None:
-            self._own = Identity(binding.tenant, binding.user, binding.claims, binding.expires_at)
         self._rest: Binding | None = binding  # what is bound between two messages
         self._bound: Binding | None = None  # for the latest message
         self._before: Binding | None = None  # over which that was bound
@@ -96,112 +83,16 @@ class Connection:
         self._reads_pending = 0  # of all tasks
         self._unread: deque[Message] = deque()
         self._leftovers: list[Resources] = []
-        self._over = False  # the app or the client has ended it
-        self._closed: tuple[int, str] | None = None  # by this package, with a code and a reason
-        self._closing: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # of the timer
-        self._reads: set[asyncio.Timeout] = set()
-        if binding.expires_at is not None:
-            if binding.expires_at <= now():
-                raise RequestRejected(401, "identity_expired")
-            try:
-                self._loop = asyncio.get_running_loop()
-            except RuntimeError:
-                raise UnsupportedLoopError("closing a WebSocket when its identity expires") from None
-            self._watch(binding.expires_at)
-        binding.connection = self  # last, since one that is refused above must not be found
+        super().__init__(binding, receive, send, now)
 
     @property
     def has_messages(self) -> bool:
         """Whether its messages say who asks."""
         return self._extractor is not None
 
-    def renew(self, identity: Identity, same: Iterable[str]) -> None:
-        """Let it go on until another proof of the same expires; what is bound stays as it is.
-
-        Args:
-            identity: what the other proof says.
-            same: names of claims that must be there and the same, besides tenant and user.
-
-        Raises:
-            RequestRejected: it stands for somebody else.
-            ConnectionNotBoundError: the connection's identity does not expire.
-            ConnectionClosedError: it was closed by this package.
-        """
-        own = self._own
-        if own is None or own.expires_at is None or identity.expires_at is None:
-            raise ConnectionNotBoundError
-        if self._closed is not None:
-            raise ConnectionClosedError(*self._closed)
-        if identity.tenant != own.tenant:
-            raise RequestRejected(403, "tenant_mismatch")
-        if identity.user != own.user or any(
-            own.claims.get(n) is None or own.claims[n] != identity.claims.get(n) for n in same
-        ):
-            raise RequestRejected(403, "user_mismatch")
-        if identity.expires_at > own.expires_at:
-            self._own = Identity(own.tenant, own.user, own.claims, identity.expires_at)
-            loop = cast("asyncio.AbstractEventLoop", self._loop)
-            if asyncio.get_running_loop() is loop:
-                self._extend()
-            else:  # in a thread that has a loop of its own
-                loop.call_soon_threadsafe(self._extend)
-
-    def _extend(self) -> None:
-        if self._over or self._closed is not None or self._timer is None:
-            return
-        self._timer.cancel()
-        self._watch(cast("float", cast("Identity", self._own).expires_at))
-
-    @property
-    def receive(self) -> Receive:
-        """The receive for the app."""
-        return self._receive_unwatched if self._timer is None else self._receive_watched
-
     @property
     def _receive_unwatched(self) -> Receive:
-        return self._receive_plain if self._extractor is None else self._receive_bound
-
-    # A coroutine function, as servers' are: asgiref looks, and complains of others.
-    async def send(self, message: Message) -> Any:  # noqa: ANN401 - whatever the server's gives
-        """Send, unless this package has closed the connection.
-
-        Args:
-            message: an ASGI message.
-
-        Returns:
-            What the server's send returns.
-
-        Raises:
-            ConnectionClosedError: the connection was closed by this package.
-        """
-        if self._closed is not None:
-            raise ConnectionClosedError(*self._closed)
-        if message["type"] in _ENDS:
-            self._over = True
-        return await self._send(message)
-
-    async def _receive_plain(self) -> Message:
-        if self._closed is not None:
-            return self._disconnect()
-        event = await self._receive()
-        if event["type"] == "websocket.disconnect":
-            self._over = True
-        return event
-
-    async def _receive_watched(self) -> Message:
-        timeout = asyncio.timeout(None)  # until the timer sets it: one timer for the connection, not one for each read
-        self._reads.add(timeout)
-        try:
-            async with timeout:
-                return await self._receive_unwatched()
-        except TimeoutError:
-            if self._closed is None:
-                raise
-            return self._disconnect()
-        finally:
-            self._reads.discard(timeout)
+        return super()._receive_unwatched if self._extractor is None else self._receive_bound
 
     async def _receive_bound(self) -> Message:  # noqa: C901, PLR0911, PLR0912, PLR0915 - in one frame, since every message passes it
         try:
@@ -236,7 +127,7 @@ class Connection:
         kind = event["type"]
         if kind != "websocket.receive":
             if kind == "websocket.disconnect":
-                self._over = True
+                self._end()
             return event
         try:
             if self._json is not None and self._authorize is None:  # as mostly, and nothing to wait for
@@ -380,64 +271,14 @@ class Connection:
         log_crash("examining a WebSocket message failed", error)
         await self._close(_CRASHED, "internal_error")
 
-    async def _close(self, code: int, reason: str) -> None:
-        closing = self._start_closing(code, reason)
-        if closing is None:
-            return
-        try:
-            # In a task of its own: a read that is cancelled now must not keep the client from hearing of it.
-            self._closing = self._note(asyncio.get_running_loop().create_task(closing))
-        except RuntimeError:
-            await closing
-        else:
-            await self.closed()
-
-    def _note(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
-        self._services.closing.note_late(task)  # which keeps it, should the connection be gone before it has ended
-        return task
-
-    def _start_closing(self, code: int, reason: str) -> Coroutine[Any, Any, None] | None:
-        if self._closed is not None:
-            return None
-        self._closed = code, reason
-        return None if self._over else self._send_close(code, reason)
-
-    async def _send_close(self, code: int, reason: str) -> None:
-        try:
-            await self._send({"type": "websocket.close", "code": code, "reason": reason})
-        except OSError as error:
-            log.debug("the client has gone before it could be told of %d: %s", code, type(error).__qualname__)
-        except Exception as error:  # noqa: BLE001 - the server's; the connection is over in any case
-            log_crash("closing a WebSocket failed", error)
-
-    def _disconnect(self) -> Message:
-        code, reason = cast("tuple[int, str]", self._closed)
-        return {"type": "websocket.disconnect", "code": code, "reason": reason}
-
-    def _watch(self, expires_at: float) -> None:
-        loop, left = asyncio.get_running_loop(), expires_at - self._now()
-        if left > 0:
-            # In a Context of its own, or what is bound would live as long as the timer.
-            self._timer = loop.call_later(min(left, _LONGEST_WAIT), self._watch, expires_at, context=Context())
-            return
-        if self._over:
-            return
-        closing = self._start_closing(_EXPIRED, "identity_expired")
-        if closing is not None:
-            self._closing = self._note(loop.create_task(closing))
-        for timeout in self._reads:
-            timeout.reschedule(loop.time())
-
     def end(self) -> "list[Resources]":
         """End what was bound for messages, and the watch over the expiry.
 
         Returns:
             What is to be closed.
         """
-        self._over = True
+        self._stop()
         self._reader = _SEVERAL  # a task that outlives the connection and still reads gets nothing bound
-        if self._timer is not None:
-            self._timer.cancel()
         for binding in (self._bound, self._rest):
             if binding is not None:
                 binding.ended = True
@@ -446,11 +287,6 @@ class Connection:
         self._bound = self._before = self._rest = None  # they point back to the connection
         leftovers, self._leftovers = self._leftovers, []
         return leftovers
-
-    async def closed(self) -> None:
-        """Wait until a close by this package has gone out; a client that does not read can hold that up."""
-        if self._closing is not None:
-            await asyncio.wait({self._closing}, timeout=self._services.closing.time_limit)
 
 
 def _only_names(identity: Identity, own: Identity) -> bool:
