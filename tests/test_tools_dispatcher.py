@@ -1357,7 +1357,7 @@ async def test_without_anybody_bound_no_tool_is_called(asyncio_only: None) -> No
     dispatcher = ToolDispatcher(ToolRegistry([add]))
     with pytest.raises(ContextNotBoundError) as caught:
         await dispatcher.dispatch("add", {"a": 1})
-    assert caught.value.wanted == "tools"
+    assert caught.value.wanted == "context"
     with unbound_context(), pytest.raises(ContextNotBoundError):
         await dispatcher.dispatch("add", {"a": 1})
 

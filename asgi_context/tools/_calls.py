@@ -5,7 +5,8 @@ from contextvars import ContextVar, Token
 from typing import Any, Final
 
 from asgi_context.errors import BridgeError, ContextClosedError, ToolCallNotBoundError
-from asgi_context.tools._bridge import WebSocketBridge, encode
+from asgi_context.tools._bridge import WebSocketBridge
+from asgi_context.tools._events import encode
 
 
 class ToolCall:

@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
 from contextvars import Context
 from inspect import isawaitable
 from itertools import count
@@ -14,12 +13,10 @@ from pydantic import ValidationError
 
 from asgi_context._blocking import BlockedError, loop_runs_here, run_on_loop
 from asgi_context._context import Binding, current_binding, current_context
-from asgi_context._crashes import log
 from asgi_context._identity import RequestContext
 from asgi_context._limits import check_ttl
 from asgi_context._options import check_hooks, seconds
 from asgi_context.errors import (
-    BridgeError,
     ContextClosedError,
     ContextNotBoundError,
     ExtractorTypeError,
@@ -31,8 +28,9 @@ from asgi_context.errors import (
     ToolTimeoutError,
     UnsupportedLoopError,
 )
-from asgi_context.tools._bridge import WebSocketBridge, encode
+from asgi_context.tools._bridge import WebSocketBridge, tell, tell_at_once, told
 from asgi_context.tools._calls import ToolCall, enter_call, exit_call
+from asgi_context.tools._events import encode
 from asgi_context.tools._limits import Limit, Slots, ToolLimits, limits_of
 from asgi_context.tools._registry import ToolRegistry
 from asgi_context.tools._results import RefusedError, ToolResult, failure_of, invalid, not_found
@@ -150,7 +148,7 @@ class ToolDispatcher:
         binding = current_binding()
         binding.check("tools")
         if binding.tenant is None:
-            raise ContextNotBoundError("tools")
+            raise ContextNotBoundError
         if self._owner is not None and self._owner != (binding.tenant, binding.user):
             raise ToolOwnerError
         if self._closed:
@@ -168,8 +166,8 @@ class ToolDispatcher:
             result = not_found(name, call.call_id, self.registry.list())
         else:
             result = await self._run(binding, call, entry, {} if arguments is None else arguments, limit)
-        if self._bridge is not None and not _told(self._bridge, event := call.ended(result.code, result.text)):
-            await _tell(self._bridge, event, _ROOM)  # whatever the client does, there is a result
+        if self._bridge is not None and not told(self._bridge, event := call.ended(result.code, result.text)):
+            await tell(self._bridge, event, _ROOM)  # whatever the client does, there is a result
         return result
 
     @property
@@ -277,8 +275,8 @@ class ToolDispatcher:
             await slots.take()
         token = enter_call(call)
         try:
-            if self._bridge is not None and not _told(self._bridge, event := call.started()):
-                await _tell(self._bridge, event)  # which a client that does not read holds up
+            if self._bridge is not None and not told(self._bridge, event := call.started()):
+                await tell(self._bridge, event)  # which a client that does not read holds up
             value = await (ready() if job is None else job.run(ready, self._pool))
         finally:
             exit_call(token)
@@ -287,7 +285,7 @@ class ToolDispatcher:
     def _let_go(self, call: ToolCall, slots: Slots | None, job: Job | None) -> None:
         # Whoever is cancelled must not wait for anything.
         if self._bridge is not None:
-            _tell_at_once(self._bridge, call.ended("cancelled", ""))
+            tell_at_once(self._bridge, call.ended("cancelled", ""))
         if not self._goes_on(slots, job) and slots is not None:
             self._later(slots.release())
 
@@ -350,27 +348,6 @@ def _time(value: float) -> float:
     limit = seconds(value, "timeout")
     check_ttl(limit + _GRACE, "timeout")
     return limit
-
-
-def _told(bridge: WebSocketBridge, event: str) -> bool:
-    # At once, as mostly, or not at all; else one must wait for room.
-    try:
-        return bridge.put_where_room(event)
-    except (BridgeError, ContextClosedError) as error:  # nobody is there to be told, and the tool goes on
-        log.debug("an event of a tool was not sent: %s", type(error).__qualname__)
-        return True
-
-
-async def _tell(bridge: WebSocketBridge, event: str, most: float | None = None) -> None:
-    try:
-        await (bridge.put(event) if most is None else bridge.put_surely(event, most))
-    except (BridgeError, ContextClosedError) as error:  # as above
-        log.debug("an event of a tool was not sent: %s", type(error).__qualname__)
-
-
-def _tell_at_once(bridge: WebSocketBridge, event: str) -> None:
-    with suppress(BridgeError, ContextClosedError):
-        bridge.put_at_once(event)
 
 
 async def _check(verdict: object) -> None:

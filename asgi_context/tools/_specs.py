@@ -19,7 +19,7 @@ from typing_extensions import TypedDict  # of `typing` from Python 3.12 on, whic
 from asgi_context._callables import runs_later
 from asgi_context.errors import ToolDefinitionError
 from asgi_context.tools._base import AsyncBaseTool, own_method
-from asgi_context.tools._bridge import encode
+from asgi_context.tools._events import encode
 
 Arguments: TypeAlias = Mapping[str, Any] | str | bytes
 """By name; or the JSON text of an object, as models write it."""
