@@ -1,6 +1,7 @@
 """Event loops as parameters, and the guard that no test leaves anything bound."""
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextvars import copy_context
@@ -98,6 +99,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if wanted else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish() -> None:
+    """Take what is there for the whole run, tens of thousands of tests, out of every collection that a test asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
