@@ -101,10 +101,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=left_out)
 
 
-def pytest_collection_finish() -> None:
-    """Take what is there for the whole run, tens of thousands of tests, out of every collection that a test asks for."""
-    gc.collect()
-    gc.freeze()
+_frozen_for: Any = None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Take what is there before a module's tests, pytest's own above all, out of the collections that they ask for.
+
+    There are thousands of these, and with tens of thousands of tests in memory they would take longer than the tests.
+    """
+    global _frozen_for  # noqa: PLW0603 - the run's own
+    if isinstance(item, pytest.Function) and item.module is not _frozen_for:
+        _frozen_for = item.module
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
