@@ -18,6 +18,16 @@ settings.register_profile("asgi_context", deadline=None)  # no test asserts a ti
 settings.load_profile("asgi_context")
 
 
+class _DebugLoop(asyncio.SelectorEventLoop):
+    """In debug mode, but for what tasks, futures and handles ask: where each was made, in all depth, is never looked at.
+
+    To find that out would take most of a run's time.
+    """
+
+    def get_debug(self) -> bool:
+        return False
+
+
 def _eager_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]  # Python 3.12
@@ -25,7 +35,7 @@ def _eager_loop() -> asyncio.AbstractEventLoop:
 
 
 _ASYNCIO: dict[str, tuple[str, dict[str, Any]]] = {
-    "asyncio-debug": ("asyncio", {"debug": True}),
+    "asyncio-debug": ("asyncio", {"debug": True, "loop_factory": _DebugLoop}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
 }
 if sys.version_info >= (3, 12):

@@ -166,15 +166,9 @@ def connections_of(requests: Iterable[Request], rng: Random) -> Iterable[list[Re
 async def test_ten_thousand_requests_of_200_tenants_see_their_own_and_leave_nothing_bound(asyncio_only: None) -> None:
     seed, count = 20261121, 10_000
     requests = [make_request(seed, number) for number in range(count)]
-    loop = asyncio.get_running_loop()
-    debug = loop.get_debug()
-    loop.set_debug(False)  # it would keep a traceback of each of the tasks
-    try:
-        with ThreadPoolExecutor(4) as plain, ContextThreadPoolExecutor(4) as carrying:
-            walk = AsyncioWalk(plain, carrying)
-            await walk.run(connections_of(requests, Random(seed)), slots=600)
-    finally:
-        loop.set_debug(debug)
+    with ThreadPoolExecutor(4) as plain, ContextThreadPoolExecutor(4) as carrying:
+        walk = AsyncioWalk(plain, carrying)
+        await walk.run(connections_of(requests, Random(seed)), slots=600)
     assert Counter(map(repr, walk.crashed)) == {}
     assert (len(walk.wrong), walk.wrong[:5]) == (0, [])
     assert (len(walk.left_bound), walk.left_bound[:5]) == (0, [])
