@@ -229,6 +229,7 @@ def current_context(default: object = REQUIRED, /) -> object:
     draft.user = binding.user
     draft.claims = binding.claims
     draft._ids = binding.ids  # type: ignore[assignment]  # noqa: SLF001 - whoever is bound has a cell; ours to fill
+    draft._expires_at = binding.expires_at  # noqa: SLF001 - as above
     draft.__class__ = RequestContext  # type: ignore[assignment]  # the same fields, so the same layout
     made: RequestContext = draft  # type: ignore[assignment]
     binding.context = made
@@ -351,7 +352,7 @@ def bind_context(
     elif isinstance(identity, Identity):
         whole = identity
     elif isinstance(identity, RequestContext):
-        whole = Identity(identity.tenant, identity.user, identity.claims)
+        whole = Identity(identity.tenant, identity.user, identity.claims, identity._expires_at)  # noqa: SLF001 - ours
         ids = identity._ids  # noqa: SLF001 - the cell, so that an id which nobody has asked for yet is the same in both
     else:
         message = f"bind_context takes an Identity or a RequestContext, not {type(identity).__qualname__}"

@@ -117,6 +117,7 @@ class _ContextFields:
         "user": "The user's identifier inside the tenant, or ``None`` for the tenant itself.",
         "claims": "What else the proof says, as `Claims`.",
         "_ids": "The cell of the request id, see `id_cell`.",
+        "_expires_at": "When the proof ends, as in `Identity`: for what goes on from here, and no part of who asks.",
     }
 
 
@@ -146,6 +147,8 @@ class RequestContext(_Frozen, _ContextFields):
         def claims(self) -> Claims: ...
         @property
         def _ids(self) -> list[str]: ...
+        @property
+        def _expires_at(self) -> float | None: ...
 
     def __init__(
         self,
@@ -161,6 +164,7 @@ class RequestContext(_Frozen, _ContextFields):
         _set(self, "user", user)
         _set(self, "claims", claims if type(claims) is Claims else Claims(claims))
         _set(self, "_ids", id_cell(request_id))
+        _set(self, "_expires_at", None)
 
     @property
     def request_id(self) -> str:
@@ -178,8 +182,10 @@ class RequestContext(_Frozen, _ContextFields):
     def __repr__(self) -> str:
         return f"RequestContext(tenant={self.tenant!r}, user={self.user!r}, request_id={self.request_id!r})"
 
-    def __reduce__(self) -> tuple[type["RequestContext"], tuple[object, ...]]:
-        return RequestContext, self._key()
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._expires_at is None:
+            return RequestContext, self._key()
+        return make_context, (Identity(self.tenant, self.user, self.claims, self._expires_at), self.request_id)
 
     def _key(self) -> tuple[str, str | None, str, Claims]:
         return self.tenant, self.user, self.request_id, self.claims
@@ -228,6 +234,26 @@ class ContextDraft(_ContextFields):
     user: str | None
     claims: Claims
     _ids: list[str]
+    _expires_at: float | None
+
+
+def make_context(identity: Identity, request_id: str) -> RequestContext:
+    """Make a context that knows when the proof of its identity ends.
+
+    Args:
+        identity: who asks.
+        request_id: the request's id.
+
+    Returns:
+        The context.
+
+    Raises:
+        TypeError: the id is no str.
+        ValueError: it is empty.
+    """
+    context = RequestContext(identity.tenant, identity.user, request_id, identity.claims)
+    _set(context, "_expires_at", identity.expires_at)
+    return context
 
 
 # A request's id is a cell: a list that is empty until the id is known or first asked for. Context and binding share it,

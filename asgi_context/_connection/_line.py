@@ -55,6 +55,7 @@ class Line:
         self._now = now
         self._services = binding.services
         self._own: Identity | None = None
+        self._first_end = binding.expires_at
         if binding.tenant is not None:
             self._own = Identity(binding.tenant, binding.user, binding.claims, binding.expires_at)
         self._accepted = False
@@ -119,6 +120,19 @@ class Line:
                 self._extend()
             else:  # in a thread that has a loop of its own
                 loop.call_soon_threadsafe(self._extend)
+
+    def latest(self, expires_at: float) -> float:
+        """Say when a proof ends that is bound here.
+
+        Args:
+            expires_at: when it ends by itself, in seconds since the epoch.
+
+        Returns:
+            When the one ends that it was renewed by, if it is the connection's own.
+        """
+        if expires_at == self._first_end:
+            return cast("float", cast("Identity", self._own).expires_at)
+        return expires_at
 
     def _extend(self) -> None:
         if self._over or self._closed is not None or self._timer is None:

@@ -62,22 +62,23 @@ class Trust:
 
     Args:
         trusted: networks and secrets.
+        extractor: whose option it is, for errors.
 
     Raises:
         TypeError: something is neither a network nor a secret.
         ValueError: there is nothing in it, or no network of that form.
     """
 
-    def __init__(self, trusted: Trusted) -> None:
+    def __init__(self, trusted: Trusted, extractor: str = "from_header") -> None:
         if not isinstance(trusted, str | Network | SharedSecret | Iterable):
-            message = f"from_header: trusted= takes networks and SharedSecrets, not {trusted!r}"
+            message = f"{extractor}: trusted= takes networks and SharedSecrets, not {trusted!r}"
             raise TypeError(message)
         entries = [trusted] if isinstance(trusted, str | Network | SharedSecret) else list(trusted)
         if not entries:
-            message = "from_header: trusted= is empty, so that nobody could be believed"
+            message = f"{extractor}: trusted= is empty, so that nobody could be believed"
             raise ValueError(message)
         self._secrets = [entry for entry in entries if isinstance(entry, SharedSecret)]
-        self._networks = [_network(entry) for entry in entries if not isinstance(entry, SharedSecret)]
+        self._networks = [_network(entry, extractor) for entry in entries if not isinstance(entry, SharedSecret)]
 
     def compile(self, plan: HeaderPlan) -> Callable[[Scope, Found], bool]:
         """Make the test of a peer.
@@ -111,14 +112,14 @@ class Trust:
         return trust
 
 
-def _network(entry: object) -> Network:
+def _network(entry: object, extractor: str) -> Network:
     if not isinstance(entry, str | IPv4Network | IPv6Network):
-        message = f"from_header: trusted= takes networks and SharedSecrets, not {type(entry).__qualname__}"
+        message = f"{extractor}: trusted= takes networks and SharedSecrets, not {type(entry).__qualname__}"
         raise TypeError(message)
     try:
         network = ip_network(entry)
     except ValueError as error:
-        message = f"from_header: trusted= holds no network: {error}"
+        message = f"{extractor}: trusted= holds no network: {error}"
         raise ValueError(message) from None
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     return network if mapped is None else ip_network(f"{mapped}/{network.prefixlen - 96}")  # as peers are compared

@@ -34,6 +34,15 @@
     ├── ToolOwnerError (RuntimeError)           a dispatcher was used on behalf of somebody else
     ├── ToolRunError (RuntimeError)             the event loop that a tool was to run on did not run it
     │   └── ToolTimeoutError (TimeoutError)     it did not end in time
+    ├── CarrierError (ValueError)               a carrier is refused, or cannot be made
+    │   ├── CarrierContentError                 what it was to carry cannot be written
+    │   ├── CarrierTooLargeError                it is longer than any may be
+    │   ├── CarrierFormatError                  it is none
+    │   ├── CarrierVersionError                 it is of a version that is not known here
+    │   ├── CarrierUnsignedError                it is not signed
+    │   ├── CarrierSignatureError               its signature is not that of a key which is known here
+    │   ├── CarrierExpiredError                 it has expired
+    │   └── CarrierAudienceError                it is for another audience
     ├── BridgeError
     │   ├── BridgeLoopError (RuntimeError)      the bridge belongs to another event loop
     │   ├── BridgeNotBoundError (LookupError)   no WebSocket is bound to which a bridge could lead
@@ -59,6 +68,17 @@ from asgi_context.errors._binding import (
     MessagesNotBoundError,
     StoreNotBoundError,
     UnsupportedLoopError,
+)
+from asgi_context.errors._carriers import (
+    CarrierAudienceError,
+    CarrierContentError,
+    CarrierError,
+    CarrierExpiredError,
+    CarrierFormatError,
+    CarrierSignatureError,
+    CarrierTooLargeError,
+    CarrierUnsignedError,
+    CarrierVersionError,
 )
 from asgi_context.errors._requests import (
     ConnectionClosedError,
@@ -118,6 +138,15 @@ __all__ = [
     "BridgeLoopError",
     "BridgeNotBoundError",
     "BridgeNotOpenError",
+    "CarrierAudienceError",
+    "CarrierContentError",
+    "CarrierError",
+    "CarrierExpiredError",
+    "CarrierFormatError",
+    "CarrierSignatureError",
+    "CarrierTooLargeError",
+    "CarrierUnsignedError",
+    "CarrierVersionError",
     "ConnectionClosedError",
     "ConnectionNotBoundError",
     "ContextClosedError",

@@ -15,6 +15,9 @@ _OWN_FIELDS: Final = frozenset({b"content-length", b"content-type", b"transfer-e
 
 # What a client is told. Fixed texts, so that nothing that a client sent can come back in an answer.
 _TEXTS: Final = {
+    "carrier_invalid": "What was handed on of who asks is not acceptable.",
+    "carrier_repeated": "What was handed on of who asks was given more than once.",
+    "carrier_untrusted": "What was handed on of who asks came from a peer that may not hand it on.",
     "identifier_invalid": "An identifier in this request is not acceptable.",
     "identifier_mismatch": "Two sources in this request disagree on an identifier.",
     "identifier_repeated": "An identifier was given more than once.",
