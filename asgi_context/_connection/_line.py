@@ -121,18 +121,23 @@ class Line:
             else:  # in a thread that has a loop of its own
                 loop.call_soon_threadsafe(self._extend)
 
-    def latest(self, expires_at: float) -> float:
-        """Say when a proof ends that is bound here.
+    def latest(self, identity: Identity) -> Identity:
+        """Give the proof that it was renewed by, for the one that it began with.
 
         Args:
-            expires_at: when it ends by itself, in seconds since the epoch.
+            identity: what is bound.
 
         Returns:
-            When the one ends that it was renewed by, if it is the connection's own.
+            The same, or the connection's own with its newer end.
         """
-        if expires_at == self._first_end:
-            return cast("float", cast("Identity", self._own).expires_at)
-        return expires_at
+        own = self._own
+        if own is None or (identity.tenant, identity.user, identity.expires_at) != (
+            own.tenant,
+            own.user,
+            self._first_end,
+        ):
+            return identity
+        return own
 
     def _extend(self) -> None:
         if self._over or self._closed is not None or self._timer is None:

@@ -4,11 +4,11 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from hmac import compare_digest
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 from asgi_context._claims import Claims
 from asgi_context._context import current_binding, current_context
-from asgi_context._identity import Identity, RequestContext, make_context
+from asgi_context._identity import Identity, RequestContext, make_context, read_id
 from asgi_context._options import seconds
 from asgi_context.errors import (
     CarrierAudienceError,
@@ -45,9 +45,7 @@ class Writer:
         ValueError: an argument has a value that it cannot have.
     """
 
-    def __init__(
-        self, key: Keys | None, lifetime: float, claims: Iterable[str], now: Callable[[], float]
-    ) -> None:
+    def __init__(self, key: Keys | None, lifetime: float, claims: Iterable[str], now: Callable[[], float]) -> None:
         self._key: CarrierKey | None = None if key is None else next(iter(keys_of(key).values()))
         self._lifetime = seconds(lifetime, "lifetime")
         self._claims = _names(claims)
@@ -65,7 +63,7 @@ class Writer:
         """
         identity, request_id = _whose(context)
         now = self._now()
-        until = now + self._lifetime
+        until = float(now + self._lifetime)
         ends = identity.expires_at
         if ends is not None:
             if ends <= now:
@@ -86,19 +84,19 @@ class Writer:
 
 
 def _whose(context: Identity | RequestContext | None) -> tuple[Identity, str]:
+    binding = current_binding()
     if isinstance(context, Identity):
-        bound = current_context(None)
-        return context, RequestContext(context.tenant).request_id if bound is None else bound.request_id
+        return context, read_id([] if binding.ids is None or binding.revoked else binding.ids)
     if context is None:
         context = current_context()
     elif not isinstance(context, RequestContext):
         message = f"context must be a RequestContext or an Identity, not {type(context).__qualname__}"
         raise TypeError(message)
     ends = context._expires_at  # noqa: SLF001 - ours
-    binding = current_binding()
+    identity = Identity(context.tenant, context.user, context.claims, ends)
     if ends is not None and binding.context is context and binding.connection is not None:
-        ends = binding.connection.latest(ends)
-    return Identity(context.tenant, context.user, context.claims, ends), context.request_id
+        identity = binding.connection.latest(identity)  # a newer proof may have come for it
+    return identity, context.request_id
 
 
 class Reader:
@@ -115,9 +113,7 @@ class Reader:
         ValueError: an argument has a value that it cannot have.
     """
 
-    def __init__(
-        self, key: Keys | None, audience: str | None, leeway: float, now: Callable[[], float]
-    ) -> None:
+    def __init__(self, key: Keys | None, audience: str | None, leeway: float, now: Callable[[], float]) -> None:
         self._keys = None if key is None else keys_of(key)
         self._audience = check_audience(audience)
         self._leeway = 0.0 if leeway == 0 else seconds(leeway, "leeway")
@@ -202,7 +198,7 @@ def from_carrier(
     carrier: Mapping[str, str],
     *,
     key: Keys | None = None,
-    trusted: Literal[True] | None = None,
+    trusted: bool = False,
     audience: str | None = None,
     leeway: float = 0,
     now: Callable[[], float] = time.time,
@@ -225,10 +221,10 @@ def from_carrier(
         TypeError: an argument is of the wrong type, or neither or both of ``key`` and ``trusted`` are given.
         ValueError: an argument has a value that it cannot have.
     """
-    if trusted not in (None, False, True):
+    if type(trusted) is not bool:
         message = f"trusted must be True, or left out, not {trusted!r}"
         raise TypeError(message)
-    if (key is None) is not bool(trusted):
+    if (key is None) is not trusted:
         raise TypeError("from_carrier takes either key=, or trusted=True to believe what is not signed")
     content = Reader(key, audience, leeway, now).read(_only_text(carrier))
     return make_context(content.identity, content.request_id)

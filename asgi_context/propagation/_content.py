@@ -68,7 +68,11 @@ def unpacked(text: str) -> Content:
         content = _content(**members)
         if content.packed() == text:
             return content
-    except (TypeError, ValueError, RecursionError):  # also CarrierContentError, for what JSON should not have let through
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # also CarrierContentError, for what JSON should not have let through
         pass
     raise CarrierFormatError from None
 
