@@ -1,8 +1,8 @@
-"""The context on requests of httpx and httpx2: an event hook that hands it to the hosts that are named, and to no other.
+"""The context on requests of httpx and httpx2: an event hook that hands it to the hosts that are named, to no other.
 
 Both clients call their request hooks for each request that goes out: those that follow a redirect, for which they copy
-the headers of the one before, those of an auth flow, and WebSocket handshakes of httpx2. Neither is imported here, since
-the hook looks at nothing but the URL and the headers of a request, which are alike in both.
+the headers of the one before, those of an auth flow, and WebSocket handshakes of httpx2. Neither is imported here: the
+hook looks at nothing but the URL and the headers of a request, which are alike in both.
 """
 
 import re
@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from asgi_context._context import current_context
 from asgi_context.propagation._carrier import NAME, Writer, check_audience
 from asgi_context.propagation._keys import Keys
+
+__all__ = ["context_hook"]
 
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_\-]{0,61}[a-z0-9_])?"  # RFC 1123, section 2.1, and _ as in names of containers
 _ENTRY: Final = re.compile(
@@ -121,7 +123,9 @@ class ContextHook:
         if place in self._exact:
             return (self._exact[place],)
         match = _BELOW.fullmatch(place.host)
-        parent = None if match is None else place._replace(host=match[2])
+        if match is None:
+            return None
+        parent = place._replace(host=match[2])
         return (self._below[parent],) if parent in self._below else None
 
 

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from hmac import compare_digest
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from asgi_context._claims import Claims
 from asgi_context._context import current_binding, current_context
@@ -232,9 +232,10 @@ def from_carrier(
 
 def _only_text(carrier: object) -> str:
     # One name alone: of two that differ in their case, either could be meant.
-    if not isinstance(carrier, Mapping) or len(cast("Mapping[Any, Any]", carrier)) != 1:
+    fields = cast("Mapping[object, object]", carrier)
+    if not isinstance(carrier, Mapping) or len(fields) != 1:
         raise CarrierFormatError
-    ((name, text),) = cast("Mapping[Any, Any]", carrier).items()
+    ((name, text),) = fields.items()
     if type(name) is not str or type(text) is not str or len(name) != len(NAME) or name.lower() != NAME:
         raise CarrierFormatError
     return text

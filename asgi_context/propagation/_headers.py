@@ -149,7 +149,7 @@ def from_carrier_header(
 ) -> CarrierHeader:
     """Read the header that `context_headers` makes, as ``identity=`` of the middleware.
 
-    Without the header there is no identity. One that is not acceptable is refused with 401, a repeated one with 400, and
+    Without the header there is no identity. One that is not acceptable is refused with 401, a repeated one with 400;
     the log says why at the level DEBUG. The identity's ``expires_at`` is that of the proof which the sender had: the
     carrier must be valid when the request comes, a WebSocket may then last longer than it.
 

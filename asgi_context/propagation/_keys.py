@@ -78,11 +78,12 @@ def keys_of(given: Keys) -> dict[str, CarrierKey]:
     """
     if isinstance(given, CarrierKey):
         return {given.id: given}
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        message = f"key must be a CarrierKey or several, not {type(given).__qualname__}"
+    several: object = given
+    if isinstance(several, str | bytes) or not isinstance(several, Iterable):
+        message = f"key must be a CarrierKey or several, not {type(several).__qualname__}"
         raise TypeError(message)
     keys: dict[str, CarrierKey] = {}
-    for key in cast("Iterable[object]", given):
+    for key in cast("Iterable[object]", several):
         if not isinstance(key, CarrierKey):
             message = f"key must be a CarrierKey or several, not {type(key).__qualname__}"
             raise TypeError(message)
