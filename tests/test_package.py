@@ -44,8 +44,15 @@ print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context"}}))
     assert result.stdout.strip() == "[]"
 
 
+MODULES: list[Any] = [
+    asgi_context,
+    errors,
+    *map(import_module, ("asgi_context.values", "asgi_context.propagation", "asgi_context.httpx")),
+]
+
+
 def test_the_names_that_are_promised_are_there() -> None:
-    for module in (asgi_context, errors):
+    for module in MODULES:
         for name in module.__all__:
             assert getattr(module, name).__doc__, name
 
@@ -58,7 +65,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 def public_callables() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for module in (asgi_context, errors, import_module("asgi_context.values")):
+    for module in MODULES:
         for name in module.__all__:
             thing = getattr(module, name)
             found[name] = thing

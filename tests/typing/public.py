@@ -4,6 +4,9 @@ from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, assert_type
 
+import httpx
+import httpx2
+
 from asgi_context import (
     ContextMiddleware,
     ContextThreadPoolExecutor,
@@ -26,6 +29,10 @@ from asgi_context import (
     run_in_pool,
 )
 from asgi_context._types import ASGIApp
+from asgi_context.httpx import context_hook
+from asgi_context.propagation import CarrierKey, context_headers, from_carrier, from_carrier_header, to_carrier
+
+KEY = CarrierKey("1", b"0123456789abcdef0123456789abcdef")
 
 
 def job(number: int, *, text: str = "") -> bytes:
@@ -52,6 +59,19 @@ async def use(app: ASGIApp, pool: ContextThreadPoolExecutor) -> None:
     assert_type(current_state().sync.upsert("cart", {"items": 1}, ttl=60), bool)
     assert_type(current_state().tenant_wide.sync.get("cart"), dict[str, Any] | None)
     await current_state().upsert("cart", {}, ttl="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(to_carrier(key=KEY, audience="billing", claims=["role"]), dict[str, str])
+    assert_type(from_carrier(to_carrier(), trusted=True), RequestContext)
+    assert_type(context_headers(key=[KEY]), dict[str, str])
+    context_headers()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    carried = from_carrier_header(key=KEY)
+    ContextMiddleware(app, identity=carried, request_id=carried.request_id)
+    hook = context_hook(["api.example.com"], key=KEY)
+    hook = context_hook({"api.example.com": "api"}, key=None)
+    hook(httpx.Request("GET", "https://api.example.com"))
+    hook(httpx2.Request("GET", "https://api.example.com"))
+    httpx.Client(event_hooks={"request": [hook]})
+    httpx2.AsyncClient(event_hooks={"request": [hook]})
+
     with bind_context(Identity("acme")) as context:
         assert_type(context, RequestContext)
         context.tenant = "other"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
