@@ -368,6 +368,8 @@ async def test_a_renewed_websocket_makes_them_until_its_newer_proof_ends() -> No
         untils.extend(content_of(to_carrier(context, **late))["until"] for context in (None, kept))
         with bind_context(Identity("acme", "ann", expires_at=ends + 500)):  # another proof
             untils.append(content_of(to_carrier(**late))["until"])
+        with bind_context(Identity("acme", "ann", {"role": "guest"}, ends)):  # the same, for less
+            assert read(to_carrier(claims=["role"], **late), now=late["now"]).claims == {"role": "guest"}
         with bind_context(Identity("other", expires_at=ends)), pytest.raises(CarrierExpiredError):
             to_carrier(**late)
         await send({"type": "websocket.close"})

@@ -122,22 +122,22 @@ class Line:
                 loop.call_soon_threadsafe(self._extend)
 
     def latest(self, identity: Identity) -> Identity:
-        """Give the proof that it was renewed by, for the one that it began with.
+        """Say until when a proof lasts that this connection may have been renewed by.
 
         Args:
             identity: what is bound.
 
         Returns:
-            The same, or the connection's own with its newer end.
+            The same, with the newer end where it is by the proof that the connection began with.
         """
         own = self._own
-        if own is None or (identity.tenant, identity.user, identity.expires_at) != (
-            own.tenant,
-            own.user,
-            self._first_end,
+        if own is None or (own.tenant, own.user, self._first_end) != (
+            identity.tenant,
+            identity.user,
+            identity.expires_at,
         ):
             return identity
-        return own
+        return Identity(identity.tenant, identity.user, identity.claims, own.expires_at)
 
     def _extend(self) -> None:
         if self._over or self._closed is not None or self._timer is None:

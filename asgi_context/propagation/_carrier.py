@@ -94,7 +94,7 @@ def _whose(context: Identity | RequestContext | None) -> tuple[Identity, str]:
         raise TypeError(message)
     ends = context._expires_at  # noqa: SLF001 - ours
     identity = Identity(context.tenant, context.user, context.claims, ends)
-    if ends is not None and binding.context is context and binding.connection is not None:
+    if ends is not None and binding.connection is not None:
         identity = binding.connection.latest(identity)  # a newer proof may have come for it
     return identity, context.request_id
 

@@ -63,8 +63,8 @@ async def use(app: ASGIApp, pool: ContextThreadPoolExecutor) -> None:
     assert_type(from_carrier(to_carrier(), trusted=True), RequestContext)
     assert_type(context_headers(key=[KEY]), dict[str, str])
     context_headers()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    carried = from_carrier_header(key=KEY)
-    ContextMiddleware(app, identity=carried, request_id=carried.request_id)
+    sender = from_carrier_header(key=KEY)
+    ContextMiddleware(app, identity=sender, request_id=sender.request_id)
     hook = context_hook(["api.example.com"], key=KEY)
     hook = context_hook({"api.example.com": "api"}, key=None)
     hook(httpx.Request("GET", "https://api.example.com"))
