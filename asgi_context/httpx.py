@@ -143,6 +143,7 @@ def context_hook(
     Give it to a client, sync or async, of httpx or httpx2, as its last request hook (one behind it could send the
     request elsewhere): ``Client(event_hooks={"request": [context_hook(...)]})``. From requests to all other hosts the
     header is removed, also where it was set by hand or a redirect has brought it. Where nothing is bound, none is sent.
+    What goes over plain http is seen by the client's proxy, if it has one, and by all on the way.
 
     Args:
         hosts: to which hosts it goes, or a mapping of these to the audience that each is. A host is

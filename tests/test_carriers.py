@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from driver import run, websocket
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asgi_context import (
@@ -581,6 +581,7 @@ def never_accepted(text: str) -> None:
     assert (context.tenant, context.user) in {("acme", "ann"), ("acme", None), ("other", "bob")}
 
 
+@settings(max_examples=500)
 @given(st.sampled_from(CARRIERS), st.data())
 def test_no_flipped_bit_is_accepted(carrier: dict[str, str], data: st.DataObject) -> None:
     text = carrier[NAME]
@@ -591,12 +592,14 @@ def test_no_flipped_bit_is_accepted(carrier: dict[str, str], data: st.DataObject
         read({NAME: flipped}, key=[KEY, OLD_KEY])
 
 
+@settings(max_examples=500)
 @given(st.sampled_from(CARRIERS), st.sampled_from(CARRIERS), st.lists(st.integers(0, 7), min_size=4, max_size=4))
 def test_no_transplanted_part_is_accepted(one: dict[str, str], other: dict[str, str], picks: list[int]) -> None:
     parts = one[NAME].split(".") + other[NAME].split(".")
     never_accepted(".".join(parts[pick] for pick in picks))
 
 
+@settings(max_examples=500)
 @given(st.sampled_from(CARRIERS), st.data())
 def test_no_cut_or_added_text_is_accepted(carrier: dict[str, str], data: st.DataObject) -> None:
     text = carrier[NAME]
@@ -604,6 +607,7 @@ def test_no_cut_or_added_text_is_accepted(carrier: dict[str, str], data: st.Data
     never_accepted(text[:start] + data.draw(st.text(ALPHABET, max_size=8)) + text[end:])
 
 
+@settings(max_examples=500)
 @given(
     st.sampled_from(CARRIERS),
     st.dictionaries(

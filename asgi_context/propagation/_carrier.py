@@ -205,6 +205,8 @@ def from_carrier(
 ) -> RequestContext:
     """Read a carrier.
 
+    Identifiers come as the sender had them: which characters they may hold was decided where they were extracted.
+
     Args:
         carrier: what `to_carrier` has made, and nothing beside it. Its name may have come in another case.
         key: a `CarrierKey`, or several: it must be signed with one of them. It, or ``trusted``, must be given.
