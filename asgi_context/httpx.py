@@ -44,6 +44,11 @@ class URL(Protocol):
         """``None`` for the scheme's own."""
         ...
 
+    @property
+    def netloc(self) -> bytes:
+        """Host and port as the header ``Host`` has them."""
+        ...
+
 
 class Request(Protocol):
     """A request, as both clients have it."""
@@ -104,10 +109,13 @@ class ContextHook:
         """
         headers = request.headers
         # What is there was copied from a request to another host, or set by hand: perhaps for somebody else. Gateways
-        # take one with underscores for the same.
-        for name in [name for name in headers if name.lower().replace("_", "-") == NAME]:
+        # take one with underscores for the same, and HTTP/2 is sent without white space around names.
+        for name in [name for name in headers if name.strip().lower().replace("_", "-") == NAME]:
             del headers[name]
-        found = self._find(request.url)
+        # Behind one address there may be several hosts, of which this header chooses (RFC 9110, section 7.2): an app
+        # that hands a request on hands on what stands there as well.
+        is_its_own = headers.get("host", "").lower() == request.url.netloc.decode("ascii")
+        found = self._find(request.url) if is_its_own else None
         if found is not None:
             context = current_context(None)
             if context is not None:
@@ -142,7 +150,8 @@ def context_hook(
 
     Give it to a client, sync or async, of httpx or httpx2, as its last request hook (one behind it could send the
     request elsewhere): ``Client(event_hooks={"request": [context_hook(...)]})``. From requests to all other hosts the
-    header is removed, also where it was set by hand or a redirect has brought it. Where nothing is bound, none is sent.
+    header is removed, also where it was set by hand or a redirect has brought it, and from those whose header ``Host``
+    is not that of their URL. Where nothing is bound, none is sent.
     What goes over plain http is seen by the client's proxy, if it has one, and by all on the way.
 
     Args:

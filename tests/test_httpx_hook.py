@@ -145,6 +145,45 @@ def test_a_name_with_underscores_is_taken_off() -> None:
     assert list(request.headers) == ["host", "asgi-context_"]
 
 
+def test_a_name_with_white_space_around_it_is_taken_off() -> None:
+    """HTTP/2 sends it without."""
+    request = httpx.Request("GET", "https://example.org", headers=[(b"asgi-context ", b"1"), (b"\tAsgi_Context", b"2")])
+    hook()(request)
+    assert list(request.headers) == ["host"]
+
+
+OTHER_HOSTS = {
+    "another host": [("Host", "example.org")],
+    "another port": [("Host", "api.example.com:8443")],
+    "two": [("Host", "api.example.com"), ("host", "example.org")],
+    "none": [("Host", "")],
+}
+
+
+@pytest.mark.parametrize("which", OTHER_HOSTS)
+def test_a_host_that_the_named_one_only_leads_to_gets_nothing(ask: Any, which: str) -> None:
+    """Several hosts may be behind one address; the header says which of them is asked."""
+    start = f"{API}/start"
+    with bind_context(ANN):
+        network = ask(
+            lambda client: client.get(start, headers=[*OTHER_HOSTS[which], (NAME, FORGED)]),
+            hook(),
+            {start: f"{API}/end"},
+            follow_redirects=True,
+        )
+    assert network.seen == [(start, []), (f"{API}/end", [])]
+
+
+def test_its_own_host_may_be_named_by_hand(ask: Any) -> None:
+    with bind_context(ANN):
+        network = ask(lambda client: client.get(f"{API}:443", headers={"Host": "API.example.com"}), hook())
+        assert network.hosts_told == [(API, "ann")]
+        request = httpx.Request("GET", API)
+        del request.headers["host"]
+        hook()(request)
+    assert NAME not in request.headers
+
+
 REDIRECTS = {
     "to another host": "https://example.org/",
     "to a host that begins alike": "https://api.example.com.evil.org/",
