@@ -1,6 +1,7 @@
 """What `ContextMiddleware` is given, checked and made ready."""
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, Literal, cast
 
@@ -65,10 +66,35 @@ def seconds(value: float, option: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         message = f"{option} must be a number of seconds, not {type(value).__qualname__}"
         raise TypeError(message)
-    if not 0 < value < float("inf"):
+    if not 0 < value <= sys.float_info.max:  # an int may be beyond what can be added to a time
         message = f"{option} must be more than 0 seconds, and finite, not {value!r}"
         raise ValueError(message)
     return value
+
+
+_LONGEST_LEEWAY: Final = 86_400  # seconds; no two clocks differ by more, and nothing is to be good for ever
+
+
+def check_leeway(leeway: float) -> float:
+    """Check the option ``leeway``.
+
+    Args:
+        leeway: what was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative, or longer than a day.
+    """
+    if isinstance(leeway, bool) or not isinstance(leeway, int | float):
+        message = f"leeway must be a number of seconds, not {type(leeway).__qualname__}"
+        raise TypeError(message)
+    if not 0 <= leeway <= _LONGEST_LEEWAY:
+        message = f"leeway must be 0 to {_LONGEST_LEEWAY} seconds"
+        raise ValueError(message)
+    return leeway
 
 
 def workers_of(pools: Mapping[str, int | Pool], close_timeout: float) -> dict[str, Workers]:

@@ -3,8 +3,10 @@
 import hmac
 import json
 import pickle
+import sys
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator, Mapping
 from contextvars import copy_context
 from types import MappingProxyType
 from typing import Any
@@ -203,6 +205,21 @@ def test_what_others_could_read_otherwise_is_not_written(context: Any) -> None:
     assert raised.value.code == "carrier_content"
 
 
+def test_claims_nested_deeper_than_python_follows_are_not_written() -> None:
+    nested: Any = []
+    for _ in range(200):
+        nested = [nested]
+    identity = Identity("acme", claims={"a": nested})
+    assert made(identity, claims=["a"])
+
+    def called_by(frames: int) -> Any:
+        return called_by(frames - 1) if frames else made(identity, claims=["a"])
+
+    with pytest.raises(CarrierContentError, match="nested"):
+        for frames in range(100, sys.getrecursionlimit(), 100):
+            called_by(frames)
+
+
 def test_more_than_a_header_holds_is_not_written() -> None:
     big = RequestContext("acme", claims={"a": "x" * 5800})
     assert len(made(big, claims=["a"])[NAME]) <= 8000
@@ -306,7 +323,7 @@ def test_keys_are_checked(key: Any, error: type[Exception], says: str) -> None:
 def test_a_carrier_expires() -> None:
     carrier = made(lifetime=60)
     assert read(carrier, now=lambda: NOW + 59.9)
-    for leeway, moment in ((0, NOW + 60), (10, NOW + 70), (10, NOW + 1e9)):
+    for leeway, moment in ((0, NOW + 60), (10, NOW + 70), (86_400, NOW + 60 + 86_400), (10, NOW + 1e9)):
         with pytest.raises(CarrierExpiredError):
             read(carrier, leeway=leeway, now=lambda moment=moment: moment)
     assert read(carrier, leeway=10, now=lambda: NOW + 69.9)
@@ -324,6 +341,15 @@ def test_the_clock_is_the_wall_s() -> None:
 
 def test_a_clock_of_whole_seconds_will_do() -> None:
     assert read(made(now=lambda: int(NOW), lifetime=60), now=lambda: int(NOW))
+
+
+def test_a_clock_that_is_broken_lets_nothing_through() -> None:
+    with pytest.raises(CarrierExpiredError):
+        read(made(), now=lambda: float("nan"))
+    with pytest.raises(CarrierExpiredError):
+        made(Identity("acme", expires_at=NOW), now=lambda: float("nan"))
+    with pytest.raises(CarrierError):
+        made(now=lambda: float("nan"))
 
 
 def test_it_never_outlives_the_proof() -> None:
@@ -449,6 +475,22 @@ def test_what_is_no_carrier_is_refused(carrier: Any) -> None:
         with pytest.raises(CarrierFormatError) as raised:
             call()
         assert raised.value.code == "carrier_malformed"
+
+
+@pytest.mark.parametrize("names", [[], [NAME, NAME], [NAME, "tenant"]])
+def test_what_counts_its_names_otherwise_than_it_gives_them_is_refused(names: list[str]) -> None:
+    class Fields(Mapping[str, str]):
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(names)
+
+        def __getitem__(self, name: str) -> str:
+            return TEXT
+
+    with pytest.raises(CarrierFormatError):
+        read(Fields())
 
 
 def test_a_transport_may_change_the_case_of_its_name() -> None:
@@ -646,6 +688,7 @@ def test_whatever_comes_is_refused_by_an_error_of_ours(text: str) -> None:
         ({"lifetime": True}, TypeError, "lifetime must be a number"),
         ({"lifetime": 0}, ValueError, "lifetime must be more than 0"),
         ({"lifetime": float("inf")}, ValueError, "finite"),
+        ({"lifetime": 10**400}, ValueError, "finite"),
         ({"claims": "role"}, TypeError, "claims must be several names"),
         ({"claims": None}, TypeError, "claims must be several names"),
         ({"claims": [1]}, TypeError, "a name must be a str, not int"),
@@ -667,7 +710,12 @@ def test_wrong_arguments_of_who_makes_one_are_refused(
         ({"audience": 1}, TypeError, "audience must be a str, not int"),
         ({"audience": ""}, ValueError, "audience must not be empty"),
         ({"leeway": "1"}, TypeError, "leeway must be a number"),
-        ({"leeway": -1}, ValueError, "leeway must be"),
+        ({"leeway": True}, TypeError, "leeway must be a number"),
+        ({"leeway": False}, TypeError, "leeway must be a number"),
+        ({"leeway": -1}, ValueError, "leeway must be 0 to 86400 seconds"),
+        ({"leeway": float("nan")}, ValueError, "leeway must be 0 to 86400 seconds"),
+        ({"leeway": 86_401}, ValueError, "leeway must be 0 to 86400 seconds"),
+        ({"leeway": 10**400}, ValueError, "leeway must be 0 to 86400 seconds"),
         ({"now": None}, TypeError, "now must be callable"),
     ],
 )

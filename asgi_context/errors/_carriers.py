@@ -24,8 +24,9 @@ class CarrierContentError(CarrierError):
 
     code = "carrier_content"
     _text = (
-        "an identifier or a claim cannot be carried: text must be Unicode without lone surrogates, a float finite, and "
-        "an int not longer than Python writes one (sys.set_int_max_str_digits)"
+        "an identifier, a claim or the audience cannot be carried: text must be Unicode without lone surrogates, a "
+        "float finite, an int not longer than Python writes one (sys.set_int_max_str_digits), and lists and objects "
+        "not nested deeper than Python follows them (sys.setrecursionlimit)"
     )
 
 

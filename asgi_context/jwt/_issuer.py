@@ -6,6 +6,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from asgi_context._callables import runs_later
 from asgi_context._extract import Valid, check_rule, checked
+from asgi_context._options import check_leeway
 from asgi_context.errors import RequestRejected
 from asgi_context.jwt._jwks import JWKSClient
 from asgi_context.jwt._keys import Check, KeyData, KeyRing, VerificationKey, check_algorithms, import_key
@@ -15,7 +16,6 @@ ClaimPath: TypeAlias = str | tuple[str, ...] | Callable[[Mapping[str, Any]], str
 """The name of a claim, the way to one inside others, or a callable that takes the claims."""
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._\-]{1,32}")
-_LONGEST_LEEWAY: Final = 86_400
 _SEPARATOR: Final = "|"
 
 
@@ -74,7 +74,7 @@ class Issuer:
         allowed = check_algorithms(algorithms)
         if allowed is not None and isinstance(jwks, JWKSClient):
             raise TypeError("give algorithms= to the JWKSClient, which imports the keys")
-        _check_leeway(leeway)
+        check_leeway(leeway)
         if user_prefix is not None and _PREFIX.fullmatch(text_of(user_prefix, "user_prefix")) is None:
             message = f"user_prefix must be 1 to 32 letters, digits, '.', '_' and '-', not {user_prefix!r}"
             raise ValueError(message)
@@ -181,15 +181,6 @@ class Issuer:
         if type(value) is not str:
             raise RequestRejected(400, f"{role}_invalid")
         return checked(value, self._valid, role)
-
-
-def _check_leeway(leeway: object) -> None:
-    if isinstance(leeway, bool) or not isinstance(leeway, int | float):
-        message = f"leeway must be a number of seconds, not {type(leeway).__qualname__}"
-        raise TypeError(message)
-    if not 0 <= leeway <= _LONGEST_LEEWAY:
-        message = f"leeway must be 0 to {_LONGEST_LEEWAY} seconds"
-        raise ValueError(message)
 
 
 def _reader(path: ClaimPath, option: str) -> "Callable[[Mapping[str, Any]], object]":

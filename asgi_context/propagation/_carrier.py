@@ -9,7 +9,7 @@ from typing import Final, cast
 from asgi_context._claims import Claims
 from asgi_context._context import current_binding, current_context
 from asgi_context._identity import Identity, RequestContext, make_context, read_id
-from asgi_context._options import seconds
+from asgi_context._options import check_leeway, seconds
 from asgi_context.errors import (
     CarrierAudienceError,
     CarrierContentError,
@@ -66,7 +66,7 @@ class Writer:
         until = float(now + self._lifetime)
         ends = identity.expires_at
         if ends is not None:
-            if ends <= now:
+            if not ends > now:  # nor where a clock gives NaN
                 raise CarrierExpiredError
             try:
                 ends = float(ends)
@@ -74,9 +74,13 @@ class Writer:
                 raise CarrierContentError from None
             until = min(until, ends)
         given = identity.claims
-        claims = Claims({name: given[name] for name in self._claims if name in given})
-        content = Content(Identity(identity.tenant, identity.user, claims, ends), request_id, until, audience)
-        signed = f"{_VERSION}.{'' if self._key is None else self._key.id}.{content.packed()}"
+        try:
+            claims = Claims({name: given[name] for name in self._claims if name in given})
+            content = Content(Identity(identity.tenant, identity.user, claims, ends), request_id, until, audience)
+            packed = content.packed()
+        except RecursionError:
+            raise CarrierContentError from None
+        signed = f"{_VERSION}.{'' if self._key is None else self._key.id}.{packed}"
         text = f"{signed}.{'' if self._key is None else self._key.sign(signed)}"
         if len(text) > _LONGEST:
             raise CarrierTooLargeError
@@ -116,7 +120,7 @@ class Reader:
     def __init__(self, key: Keys | None, audience: str | None, leeway: float, now: Callable[[], float]) -> None:
         self._keys = None if key is None else keys_of(key)
         self._audience = check_audience(audience)
-        self._leeway = 0.0 if leeway == 0 else seconds(leeway, "leeway")
+        self._leeway = check_leeway(leeway)
         self._now = check_clock(now)
 
     def read(self, text: str) -> Content:
@@ -151,7 +155,7 @@ class Reader:
         content = unpacked(packed)
         if content.audience != self._audience:
             raise CarrierAudienceError
-        if content.until <= self._now() - self._leeway:
+        if not content.until > self._now() - self._leeway:  # as above
             raise CarrierExpiredError
         return content
 
@@ -235,9 +239,12 @@ def from_carrier(
 def _only_text(carrier: object) -> str:
     # One name alone: of two that differ in their case, either could be meant.
     fields = cast("Mapping[object, object]", carrier)
-    if not isinstance(carrier, Mapping) or len(fields) != 1:
+    if not isinstance(carrier, Mapping):
         raise CarrierFormatError
-    ((name, text),) = fields.items()
+    try:
+        ((name, text),) = fields.items()
+    except ValueError:
+        raise CarrierFormatError from None
     if type(name) is not str or type(text) is not str or len(name) != len(NAME) or name.lower() != NAME:
         raise CarrierFormatError
     return text

@@ -32,6 +32,7 @@ class Content(NamedTuple):
 
         Raises:
             CarrierContentError: there is something in it that JSON has no place for.
+            RecursionError: its claims are nested too deep.
         """
         identity = self.identity
         members: dict[str, Any] = {"tenant": identity.tenant}
@@ -47,7 +48,7 @@ class Content(NamedTuple):
             members["audience"] = self.audience
         try:
             return urlsafe_b64encode(_JSON.encode(members).encode()).rstrip(b"=").decode()
-        except (ValueError, RecursionError):
+        except ValueError:
             raise CarrierContentError from None
 
 
