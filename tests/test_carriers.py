@@ -25,6 +25,7 @@ from asgi_context import (
     RequestContext,
     bind_context,
     current_context,
+    json_message,
 )
 from asgi_context._context import current_binding
 from asgi_context.errors import (
@@ -403,6 +404,30 @@ async def test_a_renewed_websocket_makes_them_until_its_newer_proof_ends() -> No
     identity = Identity("acme", "ann", {"iss": "id"}, ends)
     await run(ContextMiddleware(app, identity=lambda scope: identity), websocket())
     assert untils == [ends + 1000, ends + 1000, ends + 500]
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("asyncio_only")
+async def test_what_was_bound_between_two_renewals_makes_them_until_the_newest_proof_ends() -> None:
+    ends = time.time() + 3600
+    untils: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        line = current_binding().connection
+        await receive()
+        line.renew(Identity("acme", "ann", {"iss": "id"}, ends + 1000), ["iss"])
+        await receive()
+        line.renew(Identity("acme", "ann", {"iss": "id"}, ends + 2000), ["iss"])
+        for late in (ends + 1, ends + 1001):
+            carrier = to_carrier(key=KEY, lifetime=5000, now=lambda late=late: late)
+            untils.append(content_of(carrier)["until"])
+        await send({"type": "websocket.close"})
+
+    identity = Identity("acme", "ann", {"iss": "id"}, ends)
+    wrapped = ContextMiddleware(app, identity=lambda scope: identity, message=json_message(tenant="tenant_id"))
+    message = {"type": "websocket.receive", "text": '{"tenant_id": "acme"}'}
+    await run(wrapped, websocket(), [{"type": "websocket.connect"}, message])
+    assert untils == [ends + 2000, ends + 2000]
 
 
 @pytest.mark.anyio

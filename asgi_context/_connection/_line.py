@@ -55,7 +55,7 @@ class Line:
         self._now = now
         self._services = binding.services
         self._own: Identity | None = None
-        self._first_end = binding.expires_at
+        self._ends = [binding.expires_at]  # of each proof that it had: what was bound meanwhile has the end of then
         if binding.tenant is not None:
             self._own = Identity(binding.tenant, binding.user, binding.claims, binding.expires_at)
         self._accepted = False
@@ -114,6 +114,7 @@ class Line:
         ):
             raise RequestRejected(403, "user_mismatch")
         if identity.expires_at > own.expires_at:
+            self._ends.append(identity.expires_at)
             self._own = Identity(own.tenant, own.user, own.claims, identity.expires_at)
             loop = cast("asyncio.AbstractEventLoop", self._loop)
             if asyncio.get_running_loop() is loop:
@@ -128,14 +129,13 @@ class Line:
             identity: what is bound.
 
         Returns:
-            The same, with the newer end where it is by the proof that the connection began with.
+            The same, with the newest end where it is by the proof that the connection began with, or by one that has
+            renewed it.
         """
         own = self._own
-        if own is None or (own.tenant, own.user, self._first_end) != (
-            identity.tenant,
-            identity.user,
-            identity.expires_at,
-        ):
+        if own is None or (own.tenant, own.user) != (identity.tenant, identity.user):
+            return identity
+        if identity.expires_at not in self._ends:
             return identity
         return Identity(identity.tenant, identity.user, identity.claims, own.expires_at)
 
