@@ -156,7 +156,7 @@ def from_carrier_header(
     Args:
         key: a `CarrierKey`, or several: the carrier must be signed with one of them. Without it, it must not be signed.
         trusted: networks (``"10.0.0.0/8"``) of the peers, or a `SharedSecret`, or several of these, of which one must
-            do; from anybody else it is refused with 403. It, or ``key``, or both must be given.
+            do, as for `from_header`; from anybody else it is refused with 403. It, or ``key``, or both must be given.
         audience: whom the carrier must be for; without it, it must be for nobody in particular.
         leeway: how many seconds after its time it is still taken, for clocks that differ.
         valid: takes tenant and user, and says whether it is good; without it, the package's rule for identifiers.
