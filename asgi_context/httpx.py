@@ -60,7 +60,7 @@ class Request(Protocol):
 
     @property
     def headers(self) -> MutableMapping[str, str]:
-        """What goes with it; case does not matter."""
+        """What goes with it; it gives names in lower case."""
         ...
 
 
@@ -110,7 +110,7 @@ class ContextHook:
         headers = request.headers
         # What is there was copied from a request to another host, or set by hand: perhaps for somebody else. Gateways
         # take one with underscores for the same, and HTTP/2 is sent without white space around names.
-        for name in [name for name in headers if name.strip().lower().replace("_", "-") == NAME]:
+        for name in [name for name in headers if name.strip().replace("_", "-") == NAME]:
             del headers[name]
         # Behind one address there may be several hosts, of which this header chooses (RFC 9110, section 7.2): an app
         # that hands a request on hands on what stands there as well.

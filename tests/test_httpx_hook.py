@@ -362,6 +362,7 @@ def goes(hosts: Any, url: str) -> bool:
             ["https://localhost:8000", "http://localhost", "http://127.0.0.1:8000", "http://[::1]:8000"],
         ),
         ("http://localhost", ["http://localhost:80"], ["http://localhost:8000", "https://localhost"]),
+        ("db:7", ["https://db:7"], ["https://db", "https://d:7", "https://db:77"]),
         ("api.example.com:8443", ["https://api.example.com:8443", "wss://api.example.com:8443"], [API]),
         ("https://my_service", ["https://my_service/"], ["https://my-service/"]),
         (
