@@ -65,7 +65,7 @@ class CarrierSignatureError(CarrierError):
     """The signature is not that of a key which is known here: the carrier is forged, changed, or somebody else's."""
 
     code = "carrier_signature"
-    _text = "the signature of the carrier is not that of a key which was given here for its id"
+    _text = "the carrier is signed, but not by a key that was given here as key= under the same id"
 
 
 class CarrierExpiredError(CarrierError):
