@@ -36,7 +36,7 @@ class URL(Protocol):
 
     @property
     def raw_host(self) -> bytes:
-        """In lower case, in ASCII, without the brackets of an IPv6 address."""
+        """In ASCII, a name in lower case, an IPv6 address without its brackets."""
         ...
 
     @property
@@ -114,7 +114,7 @@ class ContextHook:
             del headers[name]
         # Behind one address there may be several hosts, of which this header chooses (RFC 9110, section 7.2): an app
         # that hands a request on hands on what stands there as well.
-        is_its_own = headers.get("host", "").lower() == request.url.netloc.decode("ascii")
+        is_its_own = headers.get("host", "").lower() == request.url.netloc.decode("ascii").lower()
         found = self._find(request.url) if is_its_own else None
         if found is not None:
             context = current_context(None)

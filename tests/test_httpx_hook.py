@@ -375,7 +375,11 @@ def goes(hosts: Any, url: str) -> bool:
             ["https://[::1]:8443", "https://[0:0:0:0:0:0:0:1]:8443", "https://[::0.0.0.1]:8443"],
             ["https://[::2]:8443", "https://[::1]", "http://[::1]:8443"],
         ),
-        ("http://[2001:DB8:0::1]", ["http://[2001:db8::1]"], ["http://[2001:db8::1%25eth0]", "http://[2001:db8::]"]),
+        (
+            "http://[2001:DB8:0::1]",
+            ["http://[2001:db8::1]", "http://[2001:DB8::1]"],
+            ["http://[2001:db8::1%25eth0]", "http://[2001:db8::]"],
+        ),
         (
             "xn--bcher-kva.example",
             ["https://b\xfccher.example", "https://B\xdcCHER.example", "https://XN--BCHER-KVA.example"],
