@@ -1,0 +1,76 @@
+"""The recipes of ``examples/queues.md``, as modules; and workers that run them, as processes of their own."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis_servers
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SECRET = "not a secret, since all the world can read this here"
+SECONDS = 60  # that a worker's process may live, and that a result may take
+
+_RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "examples" / "queues.md").read_text("utf-8"), re.DOTALL)
+
+
+@contextlib.contextmanager
+def recipe(name: str, part: str) -> Iterator[redis_servers.Server]:
+    """Make the recipe with that part in it a module of that name, beside a Redis that is its broker."""
+    (text,) = (text for text in _RECIPES if part in text)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        (Path(folder) / f"{name}.py").write_text(text, "utf-8")
+        server = redis_servers.Server()
+        patch.setenv("CARRIER_SECRET", SECRET)
+        patch.setenv("REDIS_URL", server.url)
+        patch.setenv("PYTHONPATH", os.pathsep.join([folder, str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        patch.syspath_prepend(folder)
+        try:
+            yield server
+        finally:
+            server.close()
+            for imported in [name, f"{name}_probes"]:
+                sys.modules.pop(imported, None)
+
+
+@contextlib.contextmanager
+def worker(*command: str, ready: str) -> Iterator[list[str]]:
+    """Run a worker until the block ends; it is ready when its log says so. Gives the lines of its log."""
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=os.environ
+    )
+    watchdog = threading.Timer(SECONDS, process.kill)
+    watchdog.start()
+    log: list[str] = []
+    is_ready = threading.Event()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.append(line)
+            if ready in line:
+                is_ready.set()
+        is_ready.set()  # it has ended
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        is_ready.wait(SECONDS)
+        assert process.poll() is None, "".join(log)
+        yield log
+        process.terminate()
+        process.wait(SECONDS)
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait(SECONDS)
+        reader.join(SECONDS)
+        assert process.stdout is not None
+        process.stdout.close()
