@@ -1,7 +1,6 @@
 """Jobs that tell on whose behalf they run, and their worker."""
 
 import asyncio
-import logging
 from typing import Any, ClassVar
 
 import jobs_arq
@@ -82,12 +81,8 @@ async def by_the_clock(ctx: Any) -> None:
     await ctx["redis"].rpush("by the clock", str(bound()))
 
 
-async def started(ctx: Any) -> None:
-    logging.basicConfig(level=logging.INFO)
-    logging.info("ready")
-
-
-class WorkerSettings(jobs_arq.WorkerSettings):
+class WorkerSettings:
+    redis_settings = jobs_arq.WorkerSettings.redis_settings  # arq looks at a class's own attributes alone
     functions: ClassVar = [
         *jobs_arq.WorkerSettings.functions,
         *map(
@@ -96,7 +91,6 @@ class WorkerSettings(jobs_arq.WorkerSettings):
         ),
     ]
     cron_jobs: ClassVar = [cron(for_sender(by_the_clock), run_at_startup=True, second=0)]
-    on_startup = started
     poll_delay = 0.02
     allow_abort_jobs = True
     job_timeout = 1

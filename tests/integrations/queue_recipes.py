@@ -16,7 +16,8 @@ import redis_servers
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SECRET = "not a secret, since all the world can read this here"
-SECONDS = 60  # that a worker's process may live, and that a result may take
+SECONDS = 20  # that a result may take
+LONGEST = 300  # seconds that a worker may live
 
 _RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "examples" / "queues.md").read_text("utf-8"), re.DOTALL)
 
@@ -46,24 +47,26 @@ def worker(*command: str, ready: str) -> Iterator[list[str]]:
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=os.environ
     )
-    watchdog = threading.Timer(SECONDS, process.kill)
+    watchdog = threading.Timer(LONGEST, process.kill)
     watchdog.start()
     log: list[str] = []
-    is_ready = threading.Event()
+    settled, is_ready = threading.Event(), False
 
     def read() -> None:
+        nonlocal is_ready
         assert process.stdout is not None
         for line in process.stdout:
             log.append(line)
             if ready in line:
-                is_ready.set()
-        is_ready.set()  # it has ended
+                is_ready = True
+                settled.set()
+        settled.set()  # it has ended
 
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        is_ready.wait(SECONDS)
-        assert process.poll() is None, "".join(log)
+        settled.wait(SECONDS)
+        assert is_ready, "".join(log)
         yield log
         process.terminate()
         process.wait(SECONDS)
