@@ -208,7 +208,10 @@ DOCUMENTS = ["README.md", *(f"examples/{path.name}" for path in sorted((ROOT / "
     ("document", "number"),
     [(document, number) for document in DOCUMENTS for number in range(len(blocks(document, "python")))],
 )
-def test_the_snippets_of_the_documents_run(document: str, number: int, tmp_path: Path) -> None:
+def test_the_snippets_of_the_documents_run(
+    document: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARRIER_SECRET", "not a secret, but long enough for one")
     snippet = tmp_path / "snippet.py"
     snippet.write_text(blocks(document, "python")[number], "utf-8")
     result = subprocess.run(

@@ -49,7 +49,15 @@ def run(request: pytest.FixtureRequest, tasks: Any) -> Iterator[Any]:
     """The tasks, as a worker of that kind runs them."""
     options = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO", "--concurrency=2"]
     tasks.app.control.purge()
-    with worker("-m", "celery", "--app=jobs_celery_probes", "worker", f"--pool={POOLS[request.param]}", *options, ready=" ready."):
+    with worker(
+        "-m",
+        "celery",
+        "--app=jobs_celery_probes",
+        "worker",
+        f"--pool={POOLS[request.param]}",
+        *options,
+        ready=" ready.",
+    ):
         yield tasks
 
 
@@ -120,9 +128,7 @@ def test_a_retry_has_the_carrier_of_the_first_try(run: Any) -> None:
 
 
 @pytest.mark.parametrize("run", ["processes"], indirect=True)  # threads cannot be interrupted
-@pytest.mark.parametrize(
-    ("name", "error"), [("too_slow", SoftTimeLimitExceeded), ("far_too_slow", TimeLimitExceeded)]
-)
+@pytest.mark.parametrize(("name", "error"), [("too_slow", SoftTimeLimitExceeded), ("far_too_slow", TimeLimitExceeded)])
 def test_a_task_that_takes_too_long_leaves_nothing_bound(
     run: Any, broker: redis_servers.Server, name: str, error: type[Exception]
 ) -> None:
