@@ -7,17 +7,33 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis_servers
+
+from asgi_context import Identity
+from asgi_context.errors import (
+    CarrierAudienceError,
+    CarrierError,
+    CarrierExpiredError,
+    CarrierFormatError,
+    CarrierSignatureError,
+    CarrierUnsignedError,
+)
+from asgi_context.propagation import CarrierKey, to_carrier
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SECRET = "not a secret, since all the world can read this here"
 SECONDS = 20  # that a result may take
 LONGEST = 300  # seconds that a worker may live
+
+ANN = Identity("acme", "ann")
+BOB = Identity("bolt", "bob")
+PEOPLE = [Identity(f"tenant{number}", f"user{number}") for number in range(8)]
 
 _RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "examples" / "queues.md").read_text("utf-8"), re.DOTALL)
 
@@ -77,3 +93,29 @@ def worker(*command: str, ready: str) -> Iterator[list[str]]:
         reader.join(SECONDS)
         assert process.stdout is not None
         process.stdout.close()
+
+
+def carrier(audience: str, person: Identity = ANN, *, secret: str | None = SECRET, **options: Any) -> str:
+    """What a recipe makes for that person; signed with another secret, or with none, where that is asked for."""
+    key = None if secret is None else CarrierKey("2026-11", secret)
+    (text,) = to_carrier(person, key=key, audience=audience, **options).values()
+    return text
+
+
+def transplanted(audience: str) -> str:
+    """Bob's content with ann's signature."""
+    content, _ = carrier(audience, BOB).rsplit(".", 1)
+    _, signature = carrier(audience, ANN).rsplit(".", 1)
+    return f"{content}.{signature}"
+
+
+UNACCEPTABLE: dict[str, tuple[Callable[[str], Any], type[CarrierError]]] = {
+    "changed": (transplanted, CarrierSignatureError),
+    "forged": (lambda audience: carrier(audience, secret="x" * 32), CarrierSignatureError),
+    "not signed": (lambda audience: carrier(audience, secret=None), CarrierUnsignedError),
+    "for something else": (lambda _: carrier("something else"), CarrierAudienceError),
+    "expired": (lambda audience: carrier(audience, now=lambda: 0.0), CarrierExpiredError),
+    "no carrier": (lambda _: "acme/ann", CarrierFormatError),
+    "no text": (lambda _: 1, CarrierFormatError),
+}
+"""What stands in the place of a carrier, made for an audience, and why it is refused."""

@@ -9,15 +9,12 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from queue_recipes import recipe
+from queue_recipes import ANN, BOB, recipe
 
 from asgi_context import Identity, MemoryStore, bind_context, current_context, current_state, unbound_context
 from asgi_context.errors import ContextNotBoundError, StoreNotBoundError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("asyncio_only")]
-
-ANN = Identity("acme", "ann")
-BOB = Identity("bolt", "bob")
 
 
 @pytest.fixture(scope="module")

@@ -12,24 +12,11 @@ import pytest
 import redis_servers
 from celery import chain, chord, group
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
-from queue_recipes import SECONDS, SECRET, recipe, worker
+from queue_recipes import ANN, BOB, PEOPLE, SECONDS, UNACCEPTABLE, carrier, recipe, transplanted, worker
 
-from asgi_context import Identity, bind_context, current_context
-from asgi_context.errors import (
-    CarrierAudienceError,
-    CarrierError,
-    CarrierExpiredError,
-    CarrierFormatError,
-    CarrierSignatureError,
-    CarrierUnsignedError,
-    ContextClosedError,
-    ContextNotBoundError,
-)
-from asgi_context.propagation import CarrierKey, to_carrier
+from asgi_context import bind_context, current_context
+from asgi_context.errors import CarrierSignatureError, ContextClosedError, ContextNotBoundError
 
-ANN = Identity("acme", "ann")
-BOB = Identity("bolt", "bob")
-PEOPLE = [Identity(f"tenant{number}", f"user{number}") for number in range(8)]
 POOLS = {"processes": "prefork", "threads": "threads"}
 
 
@@ -160,7 +147,7 @@ def test_a_task_that_is_called_is_a_function_of_whoever_calls_it(run: Any) -> No
 def test_what_a_task_sends_is_sent_by_whoever_is_bound_there(run: Any) -> None:
     with bind_context(ANN):
         ids = result(run.send_others.delay())
-    assert [result(run.app.AsyncResult(id)) for id in ids] == ["acme/ann", None, "other/olaf"]
+    assert [result(run.app.AsyncResult(task_id)) for task_id in ids] == ["acme/ann", None, "other/olaf"]
 
 
 @pytest.mark.parametrize("run", ["processes"], indirect=True)
@@ -251,35 +238,11 @@ def test_headers_of_the_senders_own_go_along(run: Any) -> None:
 # Refused
 
 
-def carrier(person: Identity = ANN, **options: Any) -> str:
-    options = {"key": CarrierKey("2026-11", SECRET), "audience": "celery"} | options
-    (text,) = to_carrier(person, **options).values()
-    return text
-
-
-def transplanted() -> str:
-    """Bob's content with ann's signature."""
-    *_, signature_of_ann = carrier().split(".")
-    version, key, content, _ = carrier(BOB).split(".")
-    return ".".join([version, key, content, signature_of_ann])
-
-
-@pytest.mark.parametrize(
-    ("make", "error"),
-    [
-        (transplanted, CarrierSignatureError),
-        (lambda: carrier(key=CarrierKey("2026-11", "x" * 32)), CarrierSignatureError),
-        (lambda: carrier(key=None), CarrierUnsignedError),
-        (lambda: carrier(audience="arq"), CarrierAudienceError),
-        (lambda: carrier(now=lambda: 0.0), CarrierExpiredError),
-        (lambda: "acme/ann", CarrierFormatError),
-        (lambda: None, CarrierFormatError),
-        (lambda: ["acme", "ann"], CarrierFormatError),
-    ],
-)
-def test_a_carrier_that_is_not_acceptable_fails_the_task(run: Any, make: Any, error: type[CarrierError]) -> None:
+@pytest.mark.parametrize("what", UNACCEPTABLE)
+def test_a_carrier_that_is_not_acceptable_fails_the_task(run: Any, what: str) -> None:
+    make, error = UNACCEPTABLE[what]
     with bind_context(BOB):
-        sent = [task.apply_async(headers={"asgi-context": make()}) for task in (run.who, run.try_by_itself)]
+        sent = [task.apply_async(headers={"asgi-context": make("celery")}) for task in (run.who, run.try_by_itself)]
     for one in sent:
         with pytest.raises(error):
             result(one)
@@ -287,7 +250,7 @@ def test_a_carrier_that_is_not_acceptable_fails_the_task(run: Any, make: Any, er
 
 
 def test_a_header_that_pretends_that_the_task_runs_already_changes_nothing(run: Any) -> None:
-    bad = {"asgi-context": transplanted(), "started": True, "called_directly": False}
+    bad = {"asgi-context": transplanted("celery"), "started": True, "called_directly": False}
     with pytest.raises(CarrierSignatureError):
         result(run.who.apply_async(headers=bad))
 
@@ -332,6 +295,6 @@ def test_an_eager_task_runs_on_behalf_of_the_caller(eager: Any) -> None:
 
 def test_an_eager_task_with_a_carrier_runs_on_behalf_of_its_sender(tasks: Any) -> None:
     with bind_context(ANN):
-        assert tasks.who.apply(headers={"asgi-context": carrier(BOB)}).get() == "bolt/bob"
+        assert tasks.who.apply(headers={"asgi-context": carrier("celery", BOB)}).get() == "bolt/bob"
         with pytest.raises(CarrierSignatureError):
-            tasks.who.apply(headers={"asgi-context": transplanted()}).get()
+            tasks.who.apply(headers={"asgi-context": transplanted("celery")}).get()

@@ -10,24 +10,11 @@ from typing import Any
 
 import pytest
 import redis_servers
-from queue_recipes import SECONDS, SECRET, recipe, worker
+from queue_recipes import ANN, BOB, PEOPLE, SECONDS, UNACCEPTABLE, recipe, worker
 from taskiq import AsyncTaskiqTask, InMemoryBroker
 
 from asgi_context import Identity, bind_context, current_context
-from asgi_context.errors import (
-    CarrierAudienceError,
-    CarrierError,
-    CarrierExpiredError,
-    CarrierFormatError,
-    CarrierSignatureError,
-    CarrierUnsignedError,
-    ContextNotBoundError,
-)
-from asgi_context.propagation import CarrierKey, to_carrier
-
-ANN = Identity("acme", "ann")
-BOB = Identity("bolt", "bob")
-PEOPLE = [Identity(f"tenant{number}", f"user{number}") for number in range(8)]
+from asgi_context.errors import ContextNotBoundError
 
 
 class Sender:
@@ -139,7 +126,7 @@ def test_a_task_that_is_called_is_a_function_of_whoever_calls_it(sender: Sender)
 def test_what_a_task_sends_is_sent_by_whoever_is_bound_there(sender: Sender) -> None:
     ids = sender.ask(ANN, "send_others")
     backend = sender.jobs.broker.result_backend
-    tasks = [AsyncTaskiqTask(id, backend) for id in ids]
+    tasks = [AsyncTaskiqTask(task_id, backend) for task_id in ids]
     assert [sender.result(task) for task in tasks] == ["acme/ann", None, "other/olaf"]
 
 
@@ -157,35 +144,12 @@ def test_the_carrier_does_not_come_back_to_be_sent_along(sender: Sender) -> None
 # Refused
 
 
-def made(person: Identity = ANN, **options: Any) -> str:
-    options = {"key": CarrierKey("2026-11", SECRET), "audience": "taskiq"} | options
-    (text,) = to_carrier(person, **options).values()
-    return text
-
-
-def transplanted() -> str:
-    """Bob's content with ann's signature."""
-    version, key, content, _ = made(BOB).split(".")
-    *_, signature = made().split(".")
-    return ".".join([version, key, content, signature])
-
-
-@pytest.mark.parametrize(
-    ("make", "error"),
-    [
-        (transplanted, CarrierSignatureError),
-        (lambda: made(key=CarrierKey("2026-11", "x" * 32)), CarrierSignatureError),
-        (lambda: made(key=None), CarrierUnsignedError),
-        (lambda: made(audience="celery"), CarrierAudienceError),
-        (lambda: made(now=lambda: 0.0), CarrierExpiredError),
-        (lambda: "acme/ann", CarrierFormatError),
-        (lambda: 1, CarrierFormatError),
-    ],
-)
-def test_a_carrier_that_is_not_acceptable_fails_the_task(sender: Sender, make: Any, error: type[CarrierError]) -> None:
+@pytest.mark.parametrize("what", UNACCEPTABLE)
+def test_a_carrier_that_is_not_acceptable_fails_the_task(sender: Sender, what: str) -> None:
+    make, error = UNACCEPTABLE[what]
     for name in ["who", "who_in_a_thread", "try_again"]:
         with pytest.raises(error):
-            sender.ask(BOB, name, labels={"asgi-context": make()})
+            sender.ask(BOB, name, labels={"asgi-context": make("taskiq")})
     sender.nobody_is_bound()
 
 
