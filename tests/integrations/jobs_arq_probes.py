@@ -6,15 +6,11 @@ from typing import Any, ClassVar
 import jobs_arq
 from arq import Retry, cron
 from jobs_arq import enqueue, for_sender
+from queue_probes import bind_at_start, bound, leave
 
 from asgi_context import Identity, bind_context, current_context, unbound_context
 
-kept: list[Any] = []
-
-
-def bound() -> str | None:
-    context = current_context(None)
-    return context and f"{context.tenant}/{context.user}"
+bind_at_start()
 
 
 async def who(ctx: Any) -> str | None:
@@ -48,11 +44,7 @@ async def try_again(ctx: Any) -> list[Any]:
 
 
 async def leave_something(ctx: Any) -> str | None:
-    """What must not be written: a block that is entered and never left."""
-    block = bind_context(Identity("left", "lea"))
-    block.__enter__()
-    kept.append(block)
-    return bound()
+    return leave(Identity("left", "lea"))
 
 
 async def wait(ctx: Any) -> None:

@@ -7,16 +7,12 @@ from typing import Any
 
 from celery import Task
 from jobs_celery import app
+from queue_probes import bind_at_start, bound, leave
 
 from asgi_context import Identity, bind_context, current_context, unbound_context
 
 app.conf.update(worker_prefetch_multiplier=1, broker_connection_retry_on_startup=True)
-kept: list[Any] = []
-
-
-def bound() -> str | None:
-    context = current_context(None)
-    return context and f"{context.tenant}/{context.user}"
+bind_at_start()
 
 
 def by_its_request() -> list[str]:
@@ -69,11 +65,7 @@ def try_by_itself() -> str | None:
 
 @app.task
 def leave_something() -> str | None:
-    """What must not be written: a block that is entered and never left."""
-    block = bind_context(Identity("left", "lea"))
-    block.__enter__()
-    kept.append(block)
-    return bound()
+    return leave(Identity("left", "lea"))
 
 
 @app.task(soft_time_limit=0.5)

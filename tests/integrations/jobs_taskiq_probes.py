@@ -5,17 +5,13 @@ import threading
 from typing import Annotated, Any
 
 from jobs_taskiq import broker
+from queue_probes import bind_at_start, bound, leave
 from taskiq import Context, SimpleRetryMiddleware, TaskiqDepends
 
 from asgi_context import Identity, bind_context, current_context, unbound_context
 
 broker.add_middlewares(SimpleRetryMiddleware(default_retry_count=3))
-kept: list[Any] = []
-
-
-def bound() -> str | None:
-    context = current_context(None)
-    return context and f"{context.tenant}/{context.user}"
+bind_at_start()
 
 
 async def dependency() -> str | None:
@@ -65,7 +61,7 @@ async def fail() -> None:
 async def try_again(context: Annotated[Context, TaskiqDepends()]) -> list[Any]:
     tried = int(context.message.labels.get("_retries", 0))
     if tried < 2:
-        bind_context(Identity("other", "olaf")).__enter__()  # what must not be written
+        leave(Identity("other", "olaf"))
         raise ValueError
     return [tried, bound()]
 
@@ -79,19 +75,12 @@ async def requeue(context: Annotated[Context, TaskiqDepends()]) -> str | None:
 
 @broker.task
 async def leave_something() -> str | None:
-    """What must not be written: a block that is entered and never left."""
-    block = bind_context(Identity("left", "lea"))
-    block.__enter__()
-    kept.append(block)
-    return bound()
+    return leave(Identity("left", "lea"))
 
 
 @broker.task
 def leave_something_in_a_thread() -> str | None:
-    block = bind_context(Identity("left", "lea"))
-    block.__enter__()
-    kept.append(block)
-    return bound()
+    return leave(Identity("left", "lea"))
 
 
 @broker.task(timeout=0.2)

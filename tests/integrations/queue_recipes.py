@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import redis_servers
+from queue_probes import BOUND_AT_START
 
 from asgi_context import Identity
 from asgi_context.errors import (
@@ -58,10 +59,20 @@ def recipe(name: str, part: str) -> Iterator[redis_servers.Server]:
 
 
 @contextlib.contextmanager
-def worker(*command: str, ready: str) -> Iterator[list[str]]:
-    """Run a worker until the block ends; it is ready when its log says so. Gives the lines of its log."""
+def worker(*command: str, ready: str, bound: bool = False) -> Iterator[list[str]]:
+    """Run a worker until the block ends. Gives the lines of its log.
+
+    Args:
+        command: for Python.
+        ready: what its log says when it is ready.
+        bound: whether somebody is bound where it is started, see `queue_probes.bind_at_start`.
+    """
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=os.environ
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        env=os.environ | ({BOUND_AT_START: "yes"} if bound else {}),
     )
     watchdog = threading.Timer(LONGEST, process.kill)
     watchdog.start()

@@ -62,7 +62,7 @@ class Sender:
 def sender() -> Iterator[Sender]:
     with (
         recipe("jobs_arq", "class WorkerSettings") as broker,
-        worker("-m", "arq", "jobs_arq_probes.WorkerSettings", ready="Starting worker") as log,
+        worker("-m", "arq", "jobs_arq_probes.WorkerSettings", ready="Starting worker", bound=True) as log,
     ):
         made = Sender(broker, log)
         yield made

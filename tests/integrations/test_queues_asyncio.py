@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from queue_probes import bound, leave
 from queue_recipes import ANN, BOB, recipe
 
 from asgi_context import Identity, MemoryStore, bind_context, current_context, current_state, unbound_context
@@ -21,11 +22,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("asyncio_only")]
 def jobs_of() -> Iterator[Any]:
     with recipe("jobs_asyncio", "class Jobs"):
         yield import_module("jobs_asyncio").Jobs
-
-
-def bound() -> str | None:
-    context = current_context(None)
-    return context and f"{context.tenant}/{context.user}"
 
 
 seen: list[Any] = []
@@ -117,15 +113,13 @@ async def test_a_job_that_fails_or_is_cancelled_ends_neither_the_worker_nor_the_
 
 async def test_what_a_job_binds_and_forgets_is_gone_with_it(jobs_of: Any) -> None:
     async def leave_something() -> None:
-        block = bind_context(BOB)
-        block.__enter__()
-        seen.append(block)
+        seen.append(leave(BOB))
 
     async with jobs_of(workers=1) as jobs:
         with bind_context(ANN):
             jobs.put(leave_something)
         jobs.put(see)
-    assert seen[1:] == [(None,)]
+    assert seen == ["bolt/bob", (None,)]
 
 
 async def test_jobs_have_the_state_of_the_store_that_is_given(jobs_of: Any) -> None:

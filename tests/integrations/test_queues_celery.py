@@ -31,20 +31,17 @@ def tasks(broker: redis_servers.Server) -> Any:
     return import_module("jobs_celery_probes")
 
 
+def celery(pool: str, **options: Any) -> Any:
+    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO", "--concurrency=2"]
+    return worker(
+        "-m", "celery", "--app=jobs_celery_probes", "worker", f"--pool={pool}", *quiet, ready=" ready.", **options
+    )
+
+
 @pytest.fixture(scope="module", params=POOLS)
 def run(request: pytest.FixtureRequest, tasks: Any) -> Iterator[Any]:
     """The tasks, as a worker of that kind runs them."""
-    options = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=INFO", "--concurrency=2"]
-    tasks.app.control.purge()
-    with worker(
-        "-m",
-        "celery",
-        "--app=jobs_celery_probes",
-        "worker",
-        f"--pool={POOLS[request.param]}",
-        *options,
-        ready=" ready.",
-    ):
+    with celery(POOLS[request.param]):
         yield tasks
 
 
@@ -267,6 +264,17 @@ def test_nothing_is_sent_on_behalf_of_what_was_revoked(tasks: Any, broker: redis
     with pytest.raises(ContextClosedError):
         copy_context().run(send)
     assert broker.run("LLEN", "celery") == 0
+
+
+def test_a_worker_that_somebody_has_started_runs_nobodys_tasks_for_nobody(tasks: Any) -> None:
+    with celery("solo", bound=True):
+        assert result(tasks.who.delay()) is None
+        with bind_context(ANN):
+            assert result(tasks.who.delay()) == "acme/ann"
+            assert result(chain(tasks.collect.s(), tasks.gather.s()).delay()) == ["acme/ann", "acme/ann"]
+        with pytest.raises(CarrierSignatureError):
+            result(tasks.who.apply_async(headers={"asgi-context": transplanted("celery")}))
+        assert result(tasks.who.delay()) is None
 
 
 # Eager

@@ -60,7 +60,7 @@ def sender() -> Iterator[Sender]:
     options = ["--max-threadpool-threads", "2", "jobs_taskiq:broker", "jobs_taskiq_probes"]
     with recipe("jobs_taskiq", "class ContextReceiver"):
         made = Sender()  # before the worker, which does not read what was sent before it has made the stream's group
-        with worker(*command, *options, ready="Listening started"):
+        with worker(*command, *options, ready="Listening started", bound=True):
             yield made
         made.close()
 
