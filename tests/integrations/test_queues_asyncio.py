@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import random
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
 import pytest
 from queue_probes import bound, leave
-from queue_recipes import ANN, BOB, recipe
+from queue_recipes import ANN, BOB, SECONDS, recipe
 
 from asgi_context import Identity, MemoryStore, bind_context, current_context, current_state, unbound_context
 from asgi_context.errors import ContextNotBoundError, StoreNotBoundError
@@ -19,9 +19,21 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("asyncio_only")]
 
 
 @pytest.fixture(scope="module")
-def jobs_of() -> Iterator[Any]:
+def jobs() -> Iterator[Any]:
     with recipe("jobs_asyncio", "class Jobs"):
-        yield import_module("jobs_asyncio").Jobs
+        yield import_module("jobs_asyncio")
+
+
+@pytest.fixture(scope="module")
+def jobs_of(jobs: Any) -> Any:
+    """The block, which must not take for ever."""
+
+    @asynccontextmanager
+    async def bounded(**options: Any) -> AsyncIterator[Any]:
+        async with asyncio.timeout(SECONDS), jobs.Jobs(**options) as made:
+            yield made
+
+    return bounded
 
 
 seen: list[Any] = []
@@ -166,11 +178,10 @@ async def test_a_job_that_fails_when_it_is_cancelled_does_not_hold_up_the_end(
         finally:
             raise ValueError
 
-    async with asyncio.timeout(20):
-        async with jobs_of(workers=1, grace=0) as jobs:
-            jobs.put(fail_late)
-            jobs.put(see)
-            await turns(10)
+    async with jobs_of(workers=1, grace=0) as jobs:
+        jobs.put(fail_late)
+        jobs.put(see)
+        await turns(10)
     assert seen == []
     assert [record.message for record in caplog.records] == ["a job has failed", "1 jobs were dropped"]
 
@@ -209,14 +220,30 @@ async def test_too_many_jobs_are_refused(jobs_of: Any) -> None:
     assert len(seen) == 2
 
 
-async def test_outside_of_the_block_jobs_are_refused(jobs_of: Any) -> None:
-    jobs = jobs_of()
+async def test_the_workers_do_not_hold_on_to_whoever_has_started_them(
+    jobs_of: Any, jobs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = asyncio.create_task
+
+    def create_noted(what: Any) -> Any:
+        seen.append(bound())
+        return create(what)
+
+    monkeypatch.setattr(jobs.asyncio, "create_task", create_noted)
+    with bind_context(BOB):
+        async with jobs_of(workers=2):
+            assert bound() == "bolt/bob"
+    assert seen == [None, None]
+
+
+async def test_outside_of_the_block_jobs_are_refused(jobs: Any) -> None:
+    one = jobs.Jobs()
     with pytest.raises(RuntimeError, match="async with"):
-        jobs.put(see)
+        one.put(see)
     for _ in range(2):
-        async with jobs:
+        async with one:
             with bind_context(ANN) if seen else nullcontext():
-                jobs.put(see)
+                one.put(see)
         with pytest.raises(RuntimeError, match="async with"):
-            jobs.put(see)
+            one.put(see)
     assert seen == [(None,), ("acme/ann",)]

@@ -169,11 +169,13 @@ def test_in_memory_tasks_run_on_behalf_of_their_senders(sender: Sender) -> None:
     async def fail() -> None:
         raise ValueError
 
-    async def ask() -> list[Any]:
-        await fail.kiq()
-        return [(await (await who.kiq()).get_result()).return_value, await who()]
+    async def ask(person: Identity | None) -> list[Any]:
+        with bind_context(person) if person else nullcontext():
+            await fail.kiq()
+            task = await who.kiq()
+            found = [(await task.get_result()).return_value, await who()]
+        return [*found, await who()]
 
-    with bind_context(ANN):
-        assert sender.run(ask()) == ["acme", "acme"]
-    assert sender.run(ask()) == [None, None]
+    assert sender.run(ask(ANN)) == ["acme", "acme", None]
+    assert sender.run(ask(None)) == [None, None, None]
     broker.executor.shutdown()
