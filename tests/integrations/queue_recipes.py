@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,51 +60,34 @@ def recipe(name: str, part: str) -> Iterator[redis_servers.Server]:
 
 
 @contextlib.contextmanager
-def worker(*command: str, ready: str, bound: bool = False) -> Iterator[list[str]]:
-    """Run a worker until the block ends. Gives the lines of its log.
+def worker(*command: str, ready: str, bound: bool = False) -> Iterator[Path]:
+    """Run a worker until the block ends. Gives the path of its log.
 
     Args:
         command: for Python.
         ready: what its log says when it is ready.
         bound: whether somebody is bound where it is started, see `queue_probes.bind_at_start`.
     """
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        env=os.environ | ({BOUND_AT_START: "yes"} if bound else {}),
-    )
-    watchdog = threading.Timer(LONGEST, process.kill)
-    watchdog.start()
-    log: list[str] = []
-    settled, is_ready = threading.Event(), False
-
-    def read() -> None:
-        nonlocal is_ready
-        assert process.stdout is not None
-        for line in process.stdout:
-            log.append(line)
-            if ready in line:
-                is_ready = True
-                settled.set()
-        settled.set()  # it has ended
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        settled.wait(SECONDS)
-        assert is_ready, "".join(log)
-        yield log
-        process.terminate()
-        process.wait(SECONDS)
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.wait(SECONDS)
-        reader.join(SECONDS)
-        assert process.stdout is not None
-        process.stdout.close()
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=log.fileno(),
+            stderr=subprocess.STDOUT,
+            env=os.environ | ({BOUND_AT_START: "yes"} if bound else {}),
+            start_new_session=True,  # to end it together with the processes that it starts
+        )
+        watchdog = threading.Timer(LONGEST, os.killpg, [process.pid, signal.SIGKILL])
+        watchdog.start()
+        path = Path(log.name)
+        try:
+            redis_servers.until(lambda: ready in path.read_text("utf-8") or process.poll() is not None)
+            assert process.poll() is None, path.read_text("utf-8")
+            yield path
+        finally:
+            watchdog.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def carrier(audience: str, person: Identity = ANN, *, secret: str | None = SECRET, **options: Any) -> str:

@@ -193,10 +193,12 @@ def test_all_of_a_chain_a_group_and_a_chord_have_the_sender_of_the_whole(run: An
 def test_callbacks_and_errbacks_have_the_sender_of_the_task(run: Any, broker: redis_servers.Server) -> None:
     with bind_context(ANN):
         run.who.apply_async(link=[run.note.s("one"), run.note.s("two")])
-        run.who.apply_async(link=chain(run.collect.s(), run.note.s("chain")))
+        linked = chain(run.collect.s(), run.note.s("chain"))
+        linked.link(run.note.s("link of the chain"))
+        run.who.apply_async(link=linked)
         run.fail.apply_async(link_error=[run.note.s("error")])
         chain(run.fail.s(), run.collect.si()).on_error(run.note.s("chain error")).delay()
-    for name in ["one", "two", "chain", "error", "chain error"]:
+    for name in ["one", "two", "chain", "link of the chain", "error", "chain error"]:
         assert said(broker, name) == "acme/ann", name
 
 
@@ -212,16 +214,16 @@ def test_a_task_without_carriers_can_stand_in_a_canvas(run: Any) -> None:
     assert result(sent) == [["acme/ann"], "plain", None, "acme/ann"]
 
 
-def test_a_signature_may_be_sent_again_by_others(run: Any) -> None:
+def test_a_signature_may_be_sent_again_by_others(run: Any, broker: redis_servers.Server) -> None:
     one = run.who.s()
     several = chain(run.collect.s(), chord([run.collect.s(), run.collect.s()], run.gather.s()))
     linked = run.who.s().set(link=[run.note.s("again")], headers={"of": "ours"})
     before = json.dumps([one, several, linked])
     for person, who in [(ANN, "acme/ann"), (BOB, "bolt/bob"), (None, None)]:
         with bind_context(person) if person else nullcontext():
-            sent = [part.clone().delay() for part in (one, several, linked)]
-            sent.append(one.delay())
-        assert [result(part) for part in sent] == [who, [[[who], who], [[who], who], who], who, who]
+            sent = [one.delay(), several.clone().delay(), linked.delay()]
+        assert [result(part) for part in sent] == [who, [[[who], who], [[who], who], who], who]
+        assert said(broker, "again") == who
     assert json.dumps([one, several, linked]) == before
 
 
