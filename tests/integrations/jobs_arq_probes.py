@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, ClassVar
 
 import jobs_arq
-from arq import Retry, cron
+from arq import Retry, cron, func
 from jobs_arq import enqueue, for_sender
 from queue_probes import bind_at_start, bound, leave
 
@@ -82,7 +82,7 @@ class WorkerSettings:
             [who, whose_request, whoever, must_know, fail, try_again, leave_something, wait, call_others, send_others],
         ),
     ]
+    functions += [func(for_sender(wait), name="wait_too_long", timeout=1)]
     cron_jobs: ClassVar = [cron(for_sender(by_the_clock), run_at_startup=True, second=0)]
     poll_delay = 0.02
     allow_abort_jobs = True
-    job_timeout = 1

@@ -30,7 +30,7 @@ from asgi_context.propagation import CarrierKey, to_carrier
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SECRET = "not a secret, since all the world can read this here"
-SECONDS = 20  # that a result may take
+SECONDS = 60  # that a result may take
 LONGEST = 300  # seconds that a worker may live
 
 ANN = Identity("acme", "ann")
@@ -80,7 +80,7 @@ def worker(*command: str, ready: str, bound: bool = False) -> Iterator[Path]:
         watchdog.start()
         path = Path(log.name)
         try:
-            redis_servers.until(lambda: ready in path.read_text("utf-8") or process.poll() is not None)
+            redis_servers.until(lambda: ready in path.read_text("utf-8") or process.poll() is not None, SECONDS)
             assert process.poll() is None, path.read_text("utf-8")
             yield path
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis_servers
-from celery import chain, chord, group
+from celery import chain, chord, group, uuid
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 from queue_recipes import ANN, BOB, PEOPLE, SECONDS, UNACCEPTABLE, carrier, recipe, transplanted, worker
 
@@ -125,9 +125,10 @@ def test_a_task_that_takes_too_long_leaves_nothing_bound(
 
 
 def test_a_task_that_is_revoked_leaves_nothing_bound(run: Any) -> None:
+    task_id = uuid()
+    assert run.app.control.revoke(task_id, reply=True, timeout=SECONDS, limit=1)  # so that the worker knows already
     with bind_context(ANN):
-        sent = run.who.apply_async(countdown=1)
-    sent.revoke()
+        sent = run.who.apply_async(task_id=task_id)
     with pytest.raises(TaskRevokedError):
         result(sent)
     nobody_is_bound(run)
