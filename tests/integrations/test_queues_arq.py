@@ -121,7 +121,9 @@ def test_a_job_that_is_aborted_or_takes_too_long_leaves_nothing_bound(sender: Se
     assert said(sender, "begun") == b"acme/ann"
     job = sender.send(BOB, "wait")
     assert said(sender, "begun") == b"bolt/bob"
-    assert sender.run(job.abort(timeout=SECONDS, poll_delay=0.02))
+    sender.run(job.abort(timeout=SECONDS, poll_delay=0.02))
+    with pytest.raises(asyncio.CancelledError):
+        sender.result(job)
     sender.nobody_is_bound()
 
 
