@@ -5,5 +5,5 @@ from typing import Final
 DEEPEST: Final = 64
 """Mappings and lists inside of each other. What expands them calls itself once for each."""
 
-MOST_VALUES: Final = 1_000_000
+MOST_VALUES: Final = 100_000
 """Values, where what stands in several places is counted in each: the size that a JSON text of the document has."""

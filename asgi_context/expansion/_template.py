@@ -27,7 +27,7 @@ class Template:
     Raises:
         ExpansionSyntaxError: a text is not by the syntax.
         ExpansionForbiddenError: a text refers to a name that is not listed, be it in a word that would never be taken.
-        ExpansionDocumentError: the document holds itself, is nested more than 64 deep, or has more than 1,000,000
+        ExpansionDocumentError: the document holds itself, is nested more than 64 deep, or has more than 100,000
             values, where what stands in several places is counted in each.
         ExpansionTypeError: the document holds anything else.
         TypeError: names are not given as a collection of ``str``.

@@ -68,6 +68,9 @@ def read_yaml(stream: Stream, max_bytes: int) -> object:
 
 
 def _text_of(stream: Stream, max_bytes: int) -> str:
+    if not isinstance(stream, str | bytes) and (isinstance(stream, type) or not hasattr(stream, "read")):
+        message = f"a stream of YAML is text, bytes or an open file, not {type_name(stream)}"
+        raise TypeError(message)
     try:
         data = stream if isinstance(stream, str | bytes) else stream.read(max_bytes + 1)
         raw = data.encode() if isinstance(data, str) else data
@@ -84,10 +87,11 @@ def _text_of(stream: Stream, max_bytes: int) -> str:
 class _Open:
     """A mapping or list whose end was not read yet."""
 
-    __slots__ = ("anchor", "is_mapping", "items", "key", "members", "merged")
+    __slots__ = ("anchor", "is_mapping", "items", "key", "mark", "members", "merged")
 
-    def __init__(self, anchor: str | None, *, is_mapping: bool) -> None:
+    def __init__(self, anchor: str | None, mark: _Mark, *, is_mapping: bool) -> None:
         self.anchor = anchor
+        self.mark = mark
         self.is_mapping = is_mapping
         self.items: list[object] = []  # of a list
         self.members: dict[object, object] = {}
@@ -114,7 +118,7 @@ class _Builder:
             elif isinstance(event, yaml.CollectionStartEvent):
                 self._open(event)
             elif isinstance(event, yaml.CollectionEndEvent):
-                self._close(event.start_mark)
+                self._close()
             elif isinstance(event, yaml.DocumentStartEvent) and self._root is not _NO_ROOT:
                 _refuse(event.start_mark, "a second document begins: give one at a time")
         return None if self._root is _NO_ROOT else self._root
@@ -162,16 +166,16 @@ class _Builder:
         if len(self._opened) == DEEPEST:
             _refuse(event.start_mark, f"it is nested more than {DEEPEST} deep")
         self._name(event, _UNFINISHED)
-        self._opened.append(_Open(event.anchor, is_mapping=is_mapping))
+        self._opened.append(_Open(event.anchor, event.start_mark, is_mapping=is_mapping))
 
-    def _close(self, mark: _Mark) -> None:
+    def _close(self) -> None:
         closed = self._opened.pop()
         value: object = closed.items
         if closed.is_mapping:
             value = {**closed.merged, **closed.members} if closed.merged else closed.members
         if closed.anchor is not None:
             self._anchors[closed.anchor] = value
-        self._add(value, mark)
+        self._add(value, closed.mark)
 
     def _scalar(self, event: yaml.ScalarEvent) -> object:
         text, tag = event.value, event.tag
