@@ -58,7 +58,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 def public_callables() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for module in (asgi_context, errors, import_module("asgi_context.values")):
+    for module in (asgi_context, errors, *map(import_module, ("asgi_context.values", "asgi_context.expansion"))):
         for name in module.__all__:
             thing = getattr(module, name)
             found[name] = thing

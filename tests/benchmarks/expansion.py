@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import yaml
-from expandvars import expandvars
+from expandvars import expand as expandvars
 from omegaconf import OmegaConf
 from turns import Prepare, Run, Variants, measured
 
@@ -27,15 +27,15 @@ ALL = {**ENVIRON, **REQUEST}
 PLAIN = 6  # scalars without a reference, in each of 5 groups
 
 
-def document(of_request: str, of_env: str, default: str) -> dict[str, Any]:
+def document(of_values: str, of_env: str, default: str) -> dict[str, Any]:
     """Make the document, with references written as these patterns say."""
     groups: dict[str, Any] = {}
     for group in range(5):
         first, second = 2 * group, 2 * group + 1
         groups[f"group_{group}"] = {
             **{f"plain_{number}": f"text {number}" if number % 2 else number for number in range(PLAIN)},
-            "namespace": of_request.format(f"JOB_{first}"),
-            "label": "job " + of_request.format(f"JOB_{second}") + " of the agent",
+            "namespace": of_values.format(f"JOB_{first}"),
+            "label": "job " + of_values.format(f"JOB_{second}") + " of the agent",
             "endpoints": [{"url": of_env.format(f"SERVICE_{first}") + "/v1"}],
             "fallback": default.format(f"SERVICE_{second}"),
         }
@@ -53,6 +53,10 @@ def by_scalar(value: Any) -> Any:
     if isinstance(value, list):
         return [by_scalar(member) for member in value]
     return expandvars(value, environ=ALL, nounset=True) if isinstance(value, str) else value
+
+
+def of_request(name: str) -> str:
+    return REQUEST[name]
 
 
 def resolved(config: Any) -> Any:
@@ -73,7 +77,7 @@ def repeated(call: Callable[[], object]) -> Prepare:
 
 def variants() -> Variants:
     os.environ.update(ENVIRON)
-    OmegaConf.register_new_resolver("ctx", REQUEST.__getitem__)
+    OmegaConf.register_resolver("ctx", of_request)
     template, parsed, config = Template(DOCUMENT), yaml.load(TEXT, yaml.CSafeLoader), OmegaConf.create(OMEGA)
     expected = template_expected()
     calls: dict[str, dict[str, Callable[[], object]]] = {
