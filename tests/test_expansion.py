@@ -1,6 +1,7 @@
 """References in documents: the syntax, where names are looked up, what stays as it is, and what is refused."""
 
 import contextvars
+import weakref
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -252,8 +253,12 @@ def test_none_cannot_stand_inside_of_a_text() -> None:
 
 
 def test_a_number_that_python_would_not_write_cannot_stand_inside_of_a_text() -> None:
-    with request_context(A=10**5000), pytest.raises(ExpansionTypeError, match=r"^the document: a value is too large"):
+    with (
+        request_context(A=10**5000),
+        pytest.raises(ExpansionTypeError, match=r"^the document: a value is too large") as e,
+    ):
         expand("a${A}", environ={})
+    assert e.value.__suppress_context__
 
 
 def test_empty_are_none_and_the_empty_text_alone() -> None:
@@ -268,7 +273,13 @@ class Colour(StrEnum):
     RED = "red"
 
 
-@pytest.mark.parametrize("value", [[], ["a"], {}, {"a": 1}, (), b"", set(), object(), Colour.RED, Decimal(1)], ids=repr)
+class Number(int):
+    """It could hold anything else, and be changed."""
+
+
+@pytest.mark.parametrize(
+    "value", [[], ["a"], {}, {"a": 1}, (), b"", set(), object(), Colour.RED, Number(1), Decimal(1)], ids=repr
+)
 @pytest.mark.parametrize("text", ["${A}", "a${A}", "${A:-d}", "${A+w}"])
 def test_a_value_that_is_no_scalar_is_refused(value: object, text: str) -> None:
     """A list or mapping would change the structure of the document, and what can be changed would be shared."""
@@ -421,8 +432,6 @@ def test_the_order_of_keys_and_members_is_kept() -> None:
 
 
 def test_mappings_become_dicts_lists_lists_and_tuples_tuples() -> None:
-    class Listed(list[Any]): ...
-
     document = MappingProxyType({"a": Listed(["$A"]), "b": ("x", MappingProxyType({})), "c": ()})
     found = expand(document, environ={"A": "a"})
     assert found == {"a": ["a"], "b": ("x", {}), "c": ()}
@@ -494,17 +503,27 @@ def test_a_document_that_would_be_enormous_is_an_error_at_once() -> None:
         expand(["x"] * 100_000)
 
 
+class Listed(list[Any]):
+    """A list that can be watched."""
+
+
 class Fresh(Mapping[str, Any]):
-    """Makes its values as they are asked for, so that one may have the id of another that is gone."""
+    """Makes its members as they are asked for. Were one gone, another could have its id, and be taken for it."""
+
+    def __init__(self) -> None:
+        self.made: list[weakref.ref[Listed]] = []
 
     def __getitem__(self, name: str) -> Any:
-        return [f"${name}"]
+        assert all(made() is not None for made in self.made)
+        member = Listed([f"${name}"])
+        self.made.append(weakref.ref(member))
+        return member
 
     def __iter__(self) -> Iterator[str]:
-        return iter("ABC" * 20)
+        return iter("ABC")
 
     def __len__(self) -> int:
-        return 60
+        return 3
 
 
 def test_members_that_a_mapping_makes_when_asked_are_not_taken_for_each_other() -> None:
@@ -512,7 +531,9 @@ def test_members_that_a_mapping_makes_when_asked_are_not_taken_for_each_other() 
     assert found == {"a": {"A": ["a"], "B": ["b"], "C": ["c"]}}
 
 
-@pytest.mark.parametrize("part", [{"$A"}, frozenset({"a"}), object(), Colour.RED, bytearray(b""), range(3)], ids=repr)
+@pytest.mark.parametrize(
+    "part", [{"$A"}, frozenset({"a"}), object(), Colour.RED, Number(1), bytearray(b""), range(3)], ids=repr
+)
 def test_what_no_document_holds_is_refused(part: object) -> None:
     with pytest.raises(ExpansionTypeError, match=r"^a\[1\]: a document holds what") as caught:
         expand({"a": ["x", part]})

@@ -203,17 +203,21 @@ def test_what_could_be_read_in_two_ways_or_not_at_all_is_refused(text: str, plac
     with pytest.raises(ExpansionDocumentError) as caught:
         load_yaml(text)
     assert (caught.value.place, caught.value.reason) == (place, reason)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("text", ["a: [", "[${A}]", "a: b: c", "\tx: 1", "%YAML 9.1\n---\n", "'", "a: ${A:?no: colon}"])
 def test_what_is_not_yaml_is_refused(text: str) -> None:
-    with pytest.raises(ExpansionDocumentError, match=r"^line \d, column \d+: it is not YAML: "):
+    with pytest.raises(ExpansionDocumentError, match=r"^line \d, column \d+: it is not YAML: ") as caught:
         load_yaml(text)
+    assert caught.value.__suppress_context__  # PyYAML's error shows a part of the document
 
 
 def test_a_character_that_yaml_does_not_allow_is_refused() -> None:
-    with pytest.raises(ExpansionDocumentError, match="a character that YAML does not allow"):
+    with pytest.raises(ExpansionDocumentError, match="a character that YAML does not allow") as caught:
         load_yaml("a: \x00")
+    assert caught.value.__suppress_context__
 
 
 def test_long_text_and_long_binary_are_no_numbers() -> None:

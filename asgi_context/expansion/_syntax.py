@@ -17,7 +17,7 @@ _DEEPEST: Final = 16
 
 _HEAD: Final = re.compile(
     rf"\$(?:(?P<dollar>\$)|(?P<bare>{NAME})"
-    rf"|\{{(?:(?P<source>{NAME}):(?=[A-Za-z_]))?(?P<name>{NAME})(?:(?P<colon>:?)(?P<operator>[-?+])|(?=\}})))"
+    rf"|\{{(?:(?P<source>{NAME}):)?(?P<name>{NAME})(?:(?P<colon>:?)(?P<operator>[-?+])|(?=\}})))"
 )
 _OUTSIDE: Final = re.compile(r"\$")
 _INSIDE: Final = re.compile(r"[${}]")

@@ -79,7 +79,7 @@ def _text_of(stream: Stream, max_bytes: int) -> str:
             raise TypeError(message)
         if len(raw) > max_bytes:
             raise ExpansionDocumentError("the document", f"it is larger than max_bytes={max_bytes}")
-        return raw.decode("utf-8-sig")
+        return raw.decode()
     except UnicodeError:
         raise ExpansionDocumentError("the document", "it is not UTF-8") from None
 
