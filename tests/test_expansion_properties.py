@@ -68,8 +68,10 @@ def words(rest: list[str], values: Mapping[str, str], *, inside: bool) -> Callab
         elif rest[:1] == ["{"]:
             rest.pop(0)
             made.append(braced(rest, values))
-        else:
+        elif rest and (rest[0] == "_" or (rest[0].isascii() and rest[0].isalpha())):
             made.append(looked_up(name(rest), values))
+        else:
+            made.append(lambda: "$")
     return lambda: "".join(part() for part in made)
 
 

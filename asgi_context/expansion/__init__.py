@@ -17,7 +17,7 @@ Needs the extra ``expansion``: PyYAML reads the documents of `load_yaml`.
 ``${env:NAME}``               a variable of the environment, with any of the operators above
 ``${context:NAME}``           ``tenant``, ``user`` or ``request_id`` of what is bound here, or else a value of the
                               request (`asgi_context.values`), with any of the operators above
-``$$``                        a dollar sign
+``$$``                        a dollar sign; so is a ``$`` before anything but ``{``, a letter, ``_`` or another ``$``
 ============================  ==========================================================================
 
 - A name is one of ASCII letters, digits and underscores, and does not begin with a digit. Without ``env:`` or
@@ -25,7 +25,7 @@ Needs the extra ``expansion``: PyYAML reads the documents of `load_yaml`.
   ``request_id`` are never looked for without: it must be said whether the identity is meant.
 - Words may hold references (``${A:-${B:-word}}``), which are looked up only where the word is taken, and no ``{`` of
   their own: they end at the first ``}``. The message of ``?`` may hold some too, but is shown as it is written.
-- A name that has no value is an error, where Compose warns and takes it for empty; as in Compose, so is a ``$`` that
+- A name that has no value is an error, where Compose warns and takes it for empty; as in Compose, so is a ``${`` that
   begins no reference.
 - A text that is one reference and nothing else becomes its value, of the value's type: ``int``, ``float``, ``bool``,
   ``str`` or ``None``. What comes from the environment, and a word, is text: ``${PORT:-80}`` is ``"80"`` where ``PORT``

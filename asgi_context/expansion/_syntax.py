@@ -19,8 +19,15 @@ _HEAD: Final = re.compile(
     rf"\$(?:(?P<dollar>\$)|(?P<bare>{NAME})"
     rf"|\{{(?:(?P<source>{NAME}):)?(?P<name>{NAME})(?:(?P<colon>:?)(?P<operator>[-?+])|(?=\}})))"
 )
-_OUTSIDE: Final = re.compile(r"\$")
-_INSIDE: Final = re.compile(r"[${}]")
+_OUTSIDE: Final = re.compile(r"\$(?=[$\{A-Za-z_])")
+_INSIDE: Final = re.compile(r"\$(?=[$\{A-Za-z_])|[{}]")
+"""What means something there. Any other dollar sign is one, by the specification."""
+
+_NO_HEAD: Final = {
+    "$": "after ${ there must be a name, and then }, :-, -, :?, ?, :+ or +; write $$ for a dollar sign",
+    "{": "a { inside of a reference: it would end at the first }, which need not be the one that is meant",
+}
+"""Why no reference begins there."""
 
 
 class Reference(NamedTuple):
@@ -79,7 +86,7 @@ def parse(text: str, place: str, names: Names) -> tuple[Part, ...]:
             continue
         head = _HEAD.match(text, start)
         if head is None:
-            raise ExpansionSyntaxError(place, start + 1, _fault(text, start))
+            raise ExpansionSyntaxError(place, start + 1, _NO_HEAD[found[0]])
         position = head.end()
         if head["dollar"]:
             parts.append("$")
@@ -120,11 +127,3 @@ def _closed(opened: _Opened, word: tuple[Part, ...], message: str) -> Reference:
     else:
         message = ""
     return Reference(head["name"], head["source"], opened.where, operator, bool(head["colon"]), word, message)
-
-
-def _fault(text: str, start: int) -> str:
-    if text[start] == "{":
-        return "a { inside of a reference: it would end at the first }, which need not be the one that is meant"
-    if text.startswith("${", start):
-        return "after ${ there must be a name, and then }, :-, -, :?, ?, :+ or +"
-    return "a $ begins no reference here: write $$ for a dollar sign"
