@@ -6,7 +6,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, TypeGuard
 
-from asgi_context._codec._paths import short, type_name
+from asgi_context._shown import short, type_name
 from asgi_context.errors import ExpansionDocumentError, ExpansionTypeError
 from asgi_context.expansion._filling import Filling
 from asgi_context.expansion._limits import DEEPEST, MOST_VALUES

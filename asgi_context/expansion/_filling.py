@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from asgi_context._codec._paths import type_name
 from asgi_context._context import current_context
+from asgi_context._shown import type_name
 from asgi_context.errors import ExpansionAmbiguousError, ExpansionTypeError, ExpansionUnsetError
 from asgi_context.expansion._names import IDENTITY
 from asgi_context.expansion._syntax import Part, Reference

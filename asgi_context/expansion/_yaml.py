@@ -9,7 +9,7 @@ from typing import IO, Any, Final, NoReturn, TypeAlias, cast
 
 import yaml
 
-from asgi_context._codec._paths import type_name
+from asgi_context._shown import type_name
 from asgi_context.errors import ExpansionDocumentError
 from asgi_context.expansion._limits import DEEPEST, MOST_VALUES
 
