@@ -1,6 +1,7 @@
 """Documents of YAML: what is read as PyYAML's safe loader does, and what is refused because it has two readings."""
 
 import io
+import os
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,80 @@ def test_it_reads_no_more_than_max_bytes() -> None:
         load_yaml("a" * 262_145)
 
 
+class Slow:
+    """A pipe, or a socket: what has come is given, before the end."""
+
+    def __init__(self, *chunks: str | bytes) -> None:
+        self.chunks = list(chunks)
+
+    def read(self, size: int) -> str | bytes:
+        if not self.chunks:
+            return b""
+        chunk = self.chunks.pop(0)
+        if len(chunk) > size:
+            self.chunks.insert(0, chunk[size:])
+        return chunk[:size]
+
+
+def test_a_file_is_read_to_its_end_however_little_it_gives_at_a_time() -> None:
+    stream: Any
+    for stream in (Slow(b"a: ", b"1\nb: \xc3", b"\xa9\n"), Slow("a: ", "1\nb: ", "é\n")):
+        assert load_yaml(stream, max_bytes=11) == {"a": 1, "b": "é"}
+    for stream in (Slow(*[b"a" * 4] * 1000), Slow(*["é"] * 1000)):
+        with pytest.raises(ExpansionDocumentError, match=r"^the document: it is larger than max_bytes=9"):
+            load_yaml(stream, max_bytes=9)
+        assert len(stream.chunks) > 990
+
+
+def test_a_file_that_has_nothing_yet_is_not_taken_to_have_ended() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    try:
+        with (
+            io.FileIO(reading) as stream,
+            pytest.raises(TypeError, match=r"^a stream of YAML gives text or bytes, not NoneType"),
+        ):
+            load_yaml(stream)
+    finally:
+        os.close(writing)
+
+
+def test_a_pipe_is_read_to_its_end() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"a: 1\n")
+
+    class Watched(io.FileIO):
+        """Writes more as soon as the first was read."""
+
+        def read(self, size: int | None = -1) -> Any:
+            nonlocal writing
+            found = super().read(size)
+            if writing >= 0:
+                os.write(writing, b"b: 2\n")
+                os.close(writing)
+                writing = -1
+            return found
+
+    with Watched(reading) as stream:
+        assert load_yaml(stream) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "reason"),
+    [
+        (None, TypeError, "must be an int, not NoneType"),
+        ("9", TypeError, "must be an int, not str"),
+        (True, TypeError, "must be an int, not bool"),
+        (9.5, TypeError, "must be an int, not float"),
+        (0, ValueError, "must be at least 1, not 0"),
+        (-1, ValueError, "must be at least 1, not -1"),
+    ],
+)
+def test_max_bytes_is_checked(size: Any, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=f"^max_bytes {reason}"):
+        load_yaml("a: 1", max_bytes=size)
+
+
 @pytest.mark.parametrize("stream", [b"\xff", "\ud800", b"a: \xc3", "a: é".encode("utf-16")])
 def test_what_is_not_utf_8_is_refused(stream: str | bytes) -> None:
     with pytest.raises(ExpansionDocumentError, match=r"^the document: it is not UTF-8"):
@@ -171,6 +246,9 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
         ("a: 1\n---\nb: 2\n", "line 2, column 1", "a second document begins: give one at a time"),
         ("[a]: 1", "line 1, column 1", "a key must be a scalar"),
         ("- &x {}\n- *x : 1", "line 2, column 3", "a key must be a scalar"),
+        ("{<<: {1: a}, true: b}", "line 1, column 1", "keys that are equal, but not the same, are merged"),
+        ("{1.0: b, <<: {1: a}}", "line 1, column 1", "keys that are equal, but not the same, are merged"),
+        ("{<<: [{0: a}, {false: a}]}", "line 1, column 6", "keys that are equal, but not the same, are merged"),
         ("{<<: 1}", "line 1, column 6", "<< takes a mapping, or a list of mappings"),
         ("{<<: [{}, 1]}", "line 1, column 6", "<< takes a mapping, or a list of mappings"),
         ("a: !thing 1", "line 1, column 4", "a tag that is none of a safe document's"),
@@ -251,11 +329,18 @@ def test_mappings_that_merge_each_other_again_and_again_are_no_more_than_they_sa
 
 
 def test_merging_too_much_is_refused() -> None:
-    members = ", ".join(f"k{number}: 1" for number in range(5_000))
+    members = ", ".join(f"k{number}: 1" for number in range(4_999))
     text = f"a: &a {{{members}}}\nb: {{<<: [{', '.join(['*a'] * 20)}]}}\n"
-    assert len(load_yaml(text)["b"]) == 5_000
-    with pytest.raises(ExpansionDocumentError, match=r"^line 2, column .*: more than 100000 members are merged"):
+    assert len(load_yaml(text)["b"]) == 4_999
+    with pytest.raises(ExpansionDocumentError, match=r"^line 2, column .*: more than 100000 mappings and members"):
         load_yaml(text.replace("[*a,", "[*a, *a,"))
+
+
+def test_merging_too_many_mappings_is_refused_also_where_they_are_empty() -> None:
+    text = f"- &a [{'{}, ' * 1000}]\n" + "- <<: *a\n" * 100
+    assert len(load_yaml(text)) == 101
+    with pytest.raises(ExpansionDocumentError, match=r"^line 102, column .*: more than 100000 mappings and members"):
+        load_yaml(text + "- <<: *a\n")
 
 
 def test_errors_of_references_tell_where_they_stand_in_the_document() -> None:

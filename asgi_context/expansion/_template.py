@@ -70,7 +70,7 @@ class Template:
                 mapping has a key twice, an alias leads to where it stands, a tag makes what is no plain value.
             ExpansionError: as of `Template`.
             TypeError: the stream, or an option, is of the wrong type.
-            ValueError: names hold what no reference can name.
+            ValueError: names hold what no reference can name, or ``max_bytes`` is less than 1.
         """
         return cls(read_yaml(stream, max_bytes), request_names=request_names, env_names=env_names)
 
@@ -150,7 +150,7 @@ def load_yaml(
         ExpansionError: as of `Template.from_yaml` and `Template.expand`.
         ContextClosedError: what is bound here has ended.
         TypeError: the stream, or an option, is of the wrong type.
-        ValueError: names hold what no reference can name.
+        ValueError: names hold what no reference can name, or ``max_bytes`` is less than 1.
     """
     template = Template.from_yaml(stream, request_names=request_names, env_names=env_names, max_bytes=max_bytes)
     return template.expand(environ=environ)

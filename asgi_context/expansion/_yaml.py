@@ -18,6 +18,9 @@ Stream: TypeAlias = str | bytes | IO[str] | IO[bytes]
 _Mark: TypeAlias = Any
 """Where an event begins; of two classes, which share no base."""
 
+_Kind: TypeAlias = tuple[type, object]
+"""A key with its type: ``1 == True``."""
+
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """That of libyaml, where PyYAML was built with it."""
 
@@ -52,7 +55,8 @@ def read_yaml(stream: Stream, max_bytes: int) -> object:
 
     Raises:
         ExpansionDocumentError: it is too large, or not one document that can be read in one way alone.
-        TypeError: the stream is of another type.
+        TypeError: the stream, or ``max_bytes``, is of another type.
+        ValueError: ``max_bytes`` is too small.
     """
     text = _text_of(stream, max_bytes)
     try:
@@ -68,20 +72,40 @@ def read_yaml(stream: Stream, max_bytes: int) -> object:
 
 
 def _text_of(stream: Stream, max_bytes: int) -> str:
+    if type(max_bytes) is not int:
+        message = f"max_bytes must be an int, not {type_name(max_bytes)}"
+        raise TypeError(message)
+    if max_bytes < 1:
+        message = f"max_bytes must be at least 1, not {max_bytes}"
+        raise ValueError(message)
     if not isinstance(stream, str | bytes) and (isinstance(stream, type) or not hasattr(stream, "read")):
         message = f"a stream of YAML is text, bytes or an open file, not {type_name(stream)}"
         raise TypeError(message)
     try:
-        data = stream if isinstance(stream, str | bytes) else stream.read(max_bytes + 1)
-        raw = data.encode() if isinstance(data, str) else data
-        if not isinstance(raw, bytes):
-            message = f"a stream of YAML gives text or bytes, not {type_name(raw)}"
-            raise TypeError(message)
+        raw = _raw(stream) if isinstance(stream, str | bytes) else _read(stream, max_bytes)
         if len(raw) > max_bytes:
             raise ExpansionDocumentError("the document", f"it is larger than max_bytes={max_bytes}")
         return raw.decode()
     except UnicodeError:
         raise ExpansionDocumentError("the document", "it is not UTF-8") from None
+
+
+def _read(stream: IO[str] | IO[bytes], max_bytes: int) -> bytes:
+    read = bytearray()
+    while len(read) <= max_bytes:  # a pipe gives what has come: the rest would be cut off, and still be YAML
+        chunk = _raw(stream.read(max_bytes + 1 - len(read)))
+        if not chunk:
+            break
+        read += chunk
+    return bytes(read)
+
+
+def _raw(data: object) -> bytes:
+    raw = data.encode() if isinstance(data, str) else data
+    if not isinstance(raw, bytes):
+        message = f"a stream of YAML gives text or bytes, not {type_name(raw)}"
+        raise TypeError(message)
+    return raw
 
 
 class _Open:
@@ -149,14 +173,15 @@ class _Builder:
     def _merged(self, value: Any, mark: _Mark) -> dict[object, object]:  # noqa: ANN401 - of a document
         sources: list[Any] = value if type(value) is list else [value]  # pyright: ignore[reportUnknownVariableType]
         merged: dict[object, object] = {}
+        kinds: set[_Kind] = set()
         for source in reversed(sources):  # the first that has a key counts
             if type(source) is not dict:
                 _refuse(mark, "<< takes a mapping, or a list of mappings")
             members = cast("dict[object, object]", source)
-            self._merges += len(members)
+            self._merges += 1 + len(members)
             if self._merges > MOST_VALUES:  # mappings that merge each other take time by the cube of their number
-                _refuse(mark, f"more than {MOST_VALUES} members are merged")
-            merged.update(members)
+                _refuse(mark, f"more than {MOST_VALUES} mappings and members are merged")
+            _lay(members, merged, kinds, mark)
         return merged
 
     def _open(self, event: yaml.CollectionStartEvent) -> None:
@@ -172,7 +197,10 @@ class _Builder:
         closed = self._opened.pop()
         value: object = closed.items
         if closed.is_mapping:
-            value = {**closed.merged, **closed.members} if closed.merged else closed.members
+            value = closed.members
+            if closed.merged:
+                value = closed.merged
+                _lay(closed.members, value, {(type(key), key) for key in value}, closed.mark)
         if closed.anchor is not None:
             self._anchors[closed.anchor] = value
         self._add(value, closed.mark)
@@ -211,6 +239,16 @@ class _Builder:
         if event.anchor in self._anchors:
             _refuse(event.start_mark, "the document has that anchor already")
         self._anchors[event.anchor] = value
+
+
+def _lay(members: dict[object, object], over: dict[object, object], kinds: set[_Kind], mark: _Mark) -> None:
+    for key in members:
+        if (
+            key in over and (type(key), key) not in kinds
+        ):  # of 1 and true, Python would keep one, with the other's value
+            _refuse(mark, "keys that are equal, but not the same, are merged")
+        kinds.add((type(key), key))
+    over.update(members)
 
 
 def _refuse(mark: _Mark, reason: str) -> NoReturn:
