@@ -1,6 +1,7 @@
 """References in documents: the syntax, where names are looked up, what stays as it is, and what is refused."""
 
 import contextvars
+import tracemalloc
 import weakref
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
@@ -513,6 +514,69 @@ def test_a_document_that_would_be_enormous_is_an_error_at_once() -> None:
     assert len(expand(["x"] * 99_999, environ={"A": "a"})) == 99_999
     with pytest.raises(ExpansionDocumentError, match=r"^the document: it holds more than 100000 values"):
         expand(["x"] * 100_000)
+
+
+def test_a_long_text_counts_once_for_every_1000_characters_wherever_it_stands() -> None:
+    """Short aliases of one long text would come out as gigabytes of JSON."""
+    for long in ("x" * 999_000, b"x" * 999_000, "$A " + "x" * 998_997):
+        expand([long] * 99, environ={"A": "a"})
+        with pytest.raises(ExpansionDocumentError, match=r"^a: it holds more than 100000 values"):
+            expand({"a": [long] * 100})
+        shared = {"k": long}
+        with pytest.raises(ExpansionDocumentError, match=r"^a: it holds more than 100000 values"):
+            expand({"a": [shared] * 100})
+    shared = {"k" * 999_000: ""}
+    expand([shared] * 99)
+    with pytest.raises(ExpansionDocumentError, match=r"^a: it holds more than 100000 values"):
+        expand({"a": [shared] * 100})
+
+
+def test_a_text_that_stands_in_several_places_is_read_and_filled_once() -> None:
+    text = "${A}" * 1_000 + "${NONE-}"
+    environ = Recorded(A="a")
+    found = expand({"a": [text] * 9_000, "b": {"c": text}}, environ=environ)
+    assert found["a"][0] == "a" * 1_000
+    assert all(member is found["a"][0] for member in [*found["a"], found["b"]["c"]])
+    again = [text + "$B", ("x" + text + "$B")[1:]]
+    with pytest.raises(ExpansionUnsetError, match=r"^\[0\]: B is not set"):
+        expand(again, environ=environ)
+
+
+def test_the_place_of_a_text_takes_no_room_until_it_is_told() -> None:
+    document: Any = [f"$A{number}" for number in range(2_000)]
+    for level in range(60):
+        document = {f"{level:_>60}": document}
+    tracemalloc.start()
+    try:
+        template = Template(document)
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 4_000_000
+    with pytest.raises(ExpansionUnsetError) as caught:
+        template.expand(environ={"A0": ""})
+    assert caught.value.place == ".".join(f"{level:_>60}" for level in range(59, -1, -1)) + "[1]"
+
+
+class Repeated(Mapping[str, Any]):
+    """Has a name twice, as the headers of a request do."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise AssertionError
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a", "a"])
+
+    def __len__(self) -> int:
+        return 2
+
+    def items(self) -> Any:
+        return [("a", "$A"), ("a", "x")]
+
+
+def test_a_mapping_that_has_a_key_twice_is_refused() -> None:
+    with pytest.raises(ExpansionDocumentError, match=r"^b\.a: the mapping has that key already"):
+        expand({"b": Repeated()}, environ={"A": "a"})
 
 
 class Listed(list[Any]):

@@ -1,22 +1,20 @@
 """Documents, compiled: what must be filled is found once, all else is copied."""
 
-import re
 from collections.abc import Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, Final, TypeAlias, TypeGuard
 
-from asgi_context._shown import short, type_name
+from asgi_context._shown import type_name
 from asgi_context.errors import ExpansionDocumentError, ExpansionTypeError
 from asgi_context.expansion._filling import Filling
-from asgi_context.expansion._limits import DEEPEST, MOST_VALUES
+from asgi_context.expansion._limits import DEEPEST, LONG, MOST_VALUES
 from asgi_context.expansion._names import Names
+from asgi_context.expansion._places import Place, tell
 from asgi_context.expansion._syntax import Part, parse
 
 _SCALARS: Final = frozenset({int, float, bool, type(None), bytes, date, datetime, time, Decimal})
 """What parsers of JSON, TOML and YAML give beside text: nothing that can be changed, or requests would share it."""
-
-_PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,59}").fullmatch
 
 
 class Text:
@@ -24,25 +22,34 @@ class Text:
 
     Args:
         parts: its parts.
-        place: where it stands.
+        place: where it stands, or where it stands first.
+        size: how many values it counts as.
     """
 
-    __slots__ = ("_parts", "_place")
+    __slots__ = ("_parts", "_place", "is_shared", "size")
 
-    def __init__(self, parts: tuple[Part, ...], place: str) -> None:
+    def __init__(self, parts: tuple[Part, ...], place: Place, size: int) -> None:
         self._parts = parts
         self._place = place
+        self.size = size
+        self.is_shared = False
 
-    def build(self, filling: Filling, _made: dict["Container", Any]) -> Any:  # noqa: ANN401 - whatever is filled in
+    def build(self, filling: Filling, made: dict["Node", Any]) -> Any:  # noqa: ANN401 - whatever is filled in
         """Fill it.
 
         Args:
             filling: the values.
+            made: what was made before, of what stands in several places.
 
         Returns:
             What it is then.
         """
-        return filling.fill(self._parts, self._place)
+        if self.is_shared and self in made:
+            return made[self]
+        filled = filling.fill(self._parts, self._place)
+        if self.is_shared:
+            made[self] = filled
+        return filled
 
 
 class Container:
@@ -52,20 +59,20 @@ class Container:
         is_tuple: whether it is a tuple.
         constant: a dict or list of its members, with ``None`` in place of those that are made anew.
         built: those, by key or index.
+        size: how many values it holds, and is.
     """
 
     __slots__ = ("_built", "_constant", "_is_tuple", "height", "is_shared", "size")
 
-    def __init__(self, constant: Any, built: list[tuple[Any, "Node"]], *, is_tuple: bool) -> None:  # noqa: ANN401 - a dict or a list
+    def __init__(self, constant: Any, built: list[tuple[Any, "Node"]], size: int, *, is_tuple: bool) -> None:  # noqa: ANN401 - a dict or a list
         self._constant = constant
         self._built = built
         self._is_tuple = is_tuple
-        inside = [child for _, child in built if isinstance(child, Container)]
-        self.height: int = 1 + max((child.height for child in inside), default=0)
-        self.size: int = 1 + len(constant) - len(inside) + sum(child.size for child in inside)
+        self.height: int = 1 + max((child.height for _, child in built if isinstance(child, Container)), default=0)
+        self.size = size
         self.is_shared = False
 
-    def build(self, filling: Filling, made: dict["Container", Any]) -> Any:  # noqa: ANN401 - a dict, list or tuple
+    def build(self, filling: Filling, made: dict["Node", Any]) -> Any:  # noqa: ANN401 - a dict, list or tuple
         """Copy it, and fill what is in it.
 
         Args:
@@ -112,13 +119,15 @@ def compile_document(document: object, names: Names) -> object:
 
 
 class _Compiler:
-    __slots__ = ("_known", "_names", "_steps")
+    __slots__ = ("_known", "_names", "_steps", "_texts")
 
     def __init__(self, names: Names) -> None:
         self._names = names
         self._steps: list[object] = []  # to where it is
         # By id, with the object itself: a mapping may make its values as they are asked for, and ids are used again.
         self._known: dict[int, tuple[object, Container | None]] = {}
+        # Short aliases of a long text would else take time, and room, by the square of the document's length.
+        self._texts: dict[str, str | Text] = {}
 
     def node(self, value: Any) -> object:  # noqa: ANN401 - a document
         if type(value) is str:
@@ -146,38 +155,48 @@ class _Compiler:
     def _text(self, text: str) -> object:
         if "$" not in text:
             return text
-        place = self._place()
-        parts = parse(text, place, self._names)
-        texts = [part for part in parts if isinstance(part, str)]
-        return "".join(texts) if len(texts) == len(parts) else Text(parts, place)
+        known = self._texts.get(text)
+        if known is None:
+            place = tuple(self._steps)
+            parts = parse(text, place, self._names)
+            texts = [part for part in parts if isinstance(part, str)]
+            known = "".join(texts) if len(texts) == len(parts) else Text(parts, place, _size(text))
+            self._texts[text] = known
+        elif isinstance(known, Text):
+            known.is_shared = True
+        return known
 
     def _container(self, value: _Members) -> Container:
         members = value.items() if isinstance(value, Mapping) else enumerate(value)
         constant: dict[Any, Any] = {}
         built: list[tuple[Any, Node]] = []
+        size = 1
         for key, member in members:
             self._steps.append(key)
+            if key in constant:
+                raise ExpansionDocumentError(self._place(), "the mapping has that key already")
             node = self.node(member)
             self._steps.pop()
+            size += _size(node) + (_size(key) - 1)
             if isinstance(node, Node):
                 built.append((key, node))
                 node = None
             constant[key] = node
-        is_mapping = isinstance(value, Mapping)
-        return Container(constant if is_mapping else list(constant.values()), built, is_tuple=isinstance(value, tuple))
+        made = constant if isinstance(value, Mapping) else list(constant.values())
+        return Container(made, built, size, is_tuple=isinstance(value, tuple))
 
     def _place(self) -> str:
-        place = ""
-        for step in self._steps:
-            if type(step) is str and _PLAIN(step):
-                place += f".{step}" if place else step
-            else:
-                place += f"[{short(step)}]"
-        return place or "the document"
+        return tell(tuple(self._steps))
+
+
+def _size(value: object) -> int:
+    if isinstance(value, Node):
+        return value.size
+    return 1 + len(value) // LONG if isinstance(value, str | bytes) else 1
 
 
 def _is_container(value: object) -> TypeGuard[_Members]:
     return isinstance(value, Mapping | list | tuple)
 
 
-_UNKNOWN: Final = Container([], [], is_tuple=False)
+_UNKNOWN: Final = Container([], [], 1, is_tuple=False)

@@ -7,6 +7,7 @@ from asgi_context._context import current_context
 from asgi_context._shown import type_name
 from asgi_context.errors import ExpansionAmbiguousError, ExpansionTypeError, ExpansionUnsetError
 from asgi_context.expansion._names import IDENTITY
+from asgi_context.expansion._places import Place, tell
 from asgi_context.expansion._syntax import Part, Reference
 from asgi_context.values import get_from_context
 
@@ -29,7 +30,7 @@ class Filling:
         self._environ = environ
         self._known: dict[tuple[str | None, str], Any] = {}
 
-    def fill(self, parts: tuple[Part, ...], place: str) -> Any:  # noqa: ANN401 - whatever the value is
+    def fill(self, parts: tuple[Part, ...], place: Place) -> Any:  # noqa: ANN401 - whatever the value is
         """Fill a text.
 
         Args:
@@ -50,20 +51,22 @@ class Filling:
             return part if isinstance(part, str) else self._value(part, place)
         return "".join([part if isinstance(part, str) else self._text(part, place) for part in parts])
 
-    def _text(self, reference: Reference, place: str) -> str:
+    def _text(self, reference: Reference, place: Place) -> str:
         value = self._value(reference, place)
         if isinstance(value, str):
             return value
         if isinstance(value, bool):
             return "true" if value else "false"
         if value is None:
-            raise ExpansionTypeError(place, "a value that is None cannot stand inside of a text: write a default by :-")
+            raise ExpansionTypeError(
+                tell(place), "a value that is None cannot stand inside of a text: write a default by :-"
+            )
         try:
             return repr(value)
         except ValueError:  # Python writes no int of thousands of digits
-            raise ExpansionTypeError(place, "a value is too large a number to stand inside of a text") from None
+            raise ExpansionTypeError(tell(place), "a value is too large a number to stand inside of a text") from None
 
-    def _value(self, reference: Reference, place: str) -> Any:  # noqa: ANN401 - whatever the value is
+    def _value(self, reference: Reference, place: Place) -> Any:  # noqa: ANN401 - whatever the value is
         key = (reference.source, reference.name)
         value = self._known.get(key, _UNREAD)
         if value is _UNREAD:
@@ -74,19 +77,19 @@ class Filling:
         if reference.operator == "+":
             return "" if missing else self.fill(reference.word, place)
         if missing:
-            raise ExpansionUnsetError(place, reference.name, empty=value is not _UNSET, message=reference.message)
+            raise ExpansionUnsetError(tell(place), reference.name, empty=value is not _UNSET, message=reference.message)
         return value
 
-    def _find(self, reference: Reference, place: str) -> Any:  # noqa: ANN401 - whatever the value is
+    def _find(self, reference: Reference, place: Place) -> Any:  # noqa: ANN401 - whatever the value is
         name, where = reference.name, reference.where
         value = _of_request(name) if where.request else _UNSET
         if value is _UNSET:
             value = self._environ.get(name, _UNSET) if where.env else _UNSET
         elif where.env and not where.listed and name in self._environ:
-            raise ExpansionAmbiguousError(place, name)
+            raise ExpansionAmbiguousError(tell(place), name)
         if value is not _UNSET and type(value) not in _SCALARS:
             reason = f"the value of {name} must be a str, an int, a float, a bool or None, not {type_name(value)}"
-            raise ExpansionTypeError(place, reason)
+            raise ExpansionTypeError(tell(place), reason)
         return value
 
 

@@ -7,3 +7,6 @@ DEEPEST: Final = 64
 
 MOST_VALUES: Final = 100_000
 """Values, where what stands in several places is counted in each: the size that a JSON text of the document has."""
+
+LONG: Final = 1_000
+"""Characters of a text, or of a key, that count as one value more."""

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from asgi_context.errors import ExpansionForbiddenError
+from asgi_context.expansion._places import Place, tell
 
 NAME: Final = "[A-Za-z_][A-Za-z0-9_]*+"
 """A name, as a regular expression that never goes back."""
@@ -42,7 +43,7 @@ class Names:
         self._request = _checked("request_names", request)
         self._env = _checked("env_names", env)
 
-    def where(self, source: str | None, name: str, place: str) -> Where:
+    def where(self, source: str | None, name: str, place: Place) -> Where:
         """Tell where a reference is looked for.
 
         Args:
@@ -60,7 +61,7 @@ class Names:
         env = source != "context" and (self._env is None or name in self._env)
         if not (request or env):
             options = {"context": "request_names=", "env": "env_names=", None: "request_names= or env_names="}
-            raise ExpansionForbiddenError(place, name, options[source])
+            raise ExpansionForbiddenError(tell(place), name, options[source])
         return Where(request, env, self._request is not None)
 
 

@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 from asgi_context.errors import ExpansionSyntaxError
 from asgi_context.expansion._names import IDENTITY, NAME, Names, Where
+from asgi_context.expansion._places import Place, tell
 
 Operator: TypeAlias = Literal["", "-", "?", "+"]
 
@@ -56,7 +57,7 @@ class _Opened(NamedTuple):
     before: list[Part]
 
 
-def parse(text: str, place: str, names: Names) -> tuple[Part, ...]:
+def parse(text: str, place: Place, names: Names) -> tuple[Part, ...]:
     """Read the references in a text.
 
     Args:
@@ -86,7 +87,7 @@ def parse(text: str, place: str, names: Names) -> tuple[Part, ...]:
             continue
         head = _HEAD.match(text, start)
         if head is None:
-            raise ExpansionSyntaxError(place, start + 1, _NO_HEAD[found[0]])
+            raise ExpansionSyntaxError(tell(place), start + 1, _NO_HEAD[found[0]])
         position = head.end()
         if head["dollar"]:
             parts.append("$")
@@ -97,25 +98,27 @@ def parse(text: str, place: str, names: Names) -> tuple[Part, ...]:
             parts.append(Reference(name, None, where, "", or_empty=False, word=(), message=""))
             continue
         if len(opened) == _DEEPEST:
-            raise ExpansionSyntaxError(place, start + 1, f"more than {_DEEPEST} references stand inside of each other")
+            raise ExpansionSyntaxError(
+                tell(place), start + 1, f"more than {_DEEPEST} references stand inside of each other"
+            )
         opened.append(_Opened(head, where, parts))
         parts = []
     if opened:
-        raise ExpansionSyntaxError(place, opened[-1].head.start() + 1, "a reference is not closed by }")
+        raise ExpansionSyntaxError(tell(place), opened[-1].head.start() + 1, "a reference is not closed by }")
     if position < len(text):
         parts.append(text[position:])
     return tuple(parts)
 
 
-def _source(head: re.Match[str], name: str, place: str) -> str | None:
+def _source(head: re.Match[str], name: str, place: Place) -> str | None:
     source = head["source"]
     if source not in {None, "env", "context"}:
         reason = "a reference begins with a name, with env: or with context:"
-        raise ExpansionSyntaxError(place, head.start() + 1, reason)
+        raise ExpansionSyntaxError(tell(place), head.start() + 1, reason)
     if source is None and name in IDENTITY:
         # A value of that name may be a client's: whoever means the identity must not be given it.
         reason = f"{name} alone does not say whose: write ${{context:{name}}} for that of the bound context"
-        raise ExpansionSyntaxError(place, head.start() + 1, reason)
+        raise ExpansionSyntaxError(tell(place), head.start() + 1, reason)
     return source
 
 

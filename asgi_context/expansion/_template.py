@@ -28,7 +28,8 @@ class Template:
         ExpansionSyntaxError: a text is not by the syntax.
         ExpansionForbiddenError: a text refers to a name that is not listed, be it in a word that would never be taken.
         ExpansionDocumentError: the document holds itself, is nested more than 64 deep, or has more than 100,000
-            values, where what stands in several places is counted in each.
+            values, where what stands in several places is counted in each, and a long text or key once more for every
+            1,000 characters; or a mapping gives a key twice.
         ExpansionTypeError: the document holds anything else.
         TypeError: names are not given as a collection of ``str``.
         ValueError: names hold what no reference can name.
