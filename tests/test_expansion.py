@@ -364,6 +364,13 @@ def test_the_environment_is_the_process_s(monkeypatch: pytest.MonkeyPatch) -> No
     assert expand("${ASGI_CONTEXT_TEST}") == "here"
 
 
+@pytest.mark.parametrize("environ", [5, ["A"], "A", [("A", "a")]])
+def test_the_environment_is_a_mapping(environ: Any) -> None:
+    for call in (expand, Template("$A").expand):
+        with pytest.raises(TypeError, match=f"^environ must be a mapping, not {type(environ).__name__}"):
+            call(*["$A"] * (call is expand), environ=environ)
+
+
 # Lists of names.
 
 

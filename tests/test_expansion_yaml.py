@@ -298,6 +298,13 @@ def test_a_character_that_yaml_does_not_allow_is_refused() -> None:
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize("text", ['a: "\\ud800"', '"\\udc00": a', '["\\ud83d\\ude00"]'])
+def test_an_escape_that_is_no_character_is_refused(text: str) -> None:
+    """Without libyaml, PyYAML makes a text of it that nothing can encode."""
+    with pytest.raises(ExpansionDocumentError, match=r"^line 1, column \d+: "):
+        load_yaml(text)
+
+
 def test_long_text_and_long_binary_are_no_numbers() -> None:
     text = "a" * 1000
     assert load_yaml(f"[{text}, !!binary {'AAAA' * 200}, !!str {'1' * 1000}, '{'1' * 1000}']") == [

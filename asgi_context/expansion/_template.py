@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from asgi_context._shown import type_name
 from asgi_context.expansion._document import Node, compile_document
 from asgi_context.expansion._filling import Filling
 from asgi_context.expansion._names import Names
@@ -93,9 +94,15 @@ class Template:
             ExpansionTypeError: a value is no ``str``, ``int``, ``float``, ``bool`` or ``None``, or cannot stand inside
                 of a text.
             ContextClosedError: what is bound here has ended.
+            TypeError: ``environ`` is no mapping.
         """
+        if environ is None:
+            environ = os.environ
+        elif not isinstance(environ, Mapping):
+            message = f"environ must be a mapping, not {type_name(environ)}"
+            raise TypeError(message)
         root = self._root
-        return root.build(Filling(os.environ if environ is None else environ), {}) if isinstance(root, Node) else root
+        return root.build(Filling(environ), {}) if isinstance(root, Node) else root
 
 
 def expand(
@@ -120,7 +127,7 @@ def expand(
     Raises:
         ExpansionError: as of `Template` and `Template.expand`.
         ContextClosedError: what is bound here has ended.
-        TypeError: names are not given as a collection of ``str``.
+        TypeError: names are not given as a collection of ``str``, or ``environ`` is no mapping.
         ValueError: names hold what no reference can name.
     """
     return Template(value, request_names=request_names, env_names=env_names).expand(environ=environ)

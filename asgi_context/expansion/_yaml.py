@@ -5,6 +5,7 @@ merged mappings into each other until there is no memory left. Here, nothing is 
 could be meant in two ways is refused.
 """
 
+import re
 from typing import IO, Any, Final, NoReturn, TypeAlias, cast
 
 import yaml
@@ -34,6 +35,8 @@ _BINARY: Final = _TAG + "binary"
 _TYPED: Final = frozenset(_TAG + name for name in ("null", "bool", "int", "float", "binary", "timestamp"))
 _AS_TEXT: Final = frozenset({_TEXT, _MERGE_TAG, _TAG + "value"})
 """Tags of text; ``<<`` is one where it is no key, and ``=`` always, for which PyYAML has no type."""
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]").search
 
 _MERGE: Final = object()
 _NO_KEY: Final = object()
@@ -207,6 +210,8 @@ class _Builder:
 
     def _scalar(self, event: yaml.ScalarEvent) -> object:
         text, tag = event.value, event.tag
+        if _SURROGATE(text):  # PyYAML's own parser makes them of escapes, and nothing could encode them
+            _refuse(event.start_mark, "an escape that is no character")
         if tag in {None, "!"}:
             tag = self._loader.resolve(yaml.ScalarNode, text, event.implicit)
         if tag in _AS_TEXT:
