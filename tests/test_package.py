@@ -22,7 +22,7 @@ from asgi_context import errors
 ROOT = Path(__file__).parent.parent
 
 
-EXTRAS = ("asgi_context.jwt", "asgi_context.redis", "asgi_context.tools")
+EXTRAS = ("asgi_context.expansion", "asgi_context.jwt", "asgi_context.redis", "asgi_context.tools")
 
 
 def test_it_imports_nothing_outside_the_standard_library() -> None:
@@ -47,7 +47,7 @@ print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context"}}))
 MODULES: list[Any] = [
     asgi_context,
     errors,
-    *map(import_module, ("asgi_context.values", "asgi_context.propagation", "asgi_context.httpx")),
+    *(import_module(f"asgi_context.{name}") for name in ("values", "expansion", "httpx", "propagation")),
 ]
 
 
@@ -120,6 +120,13 @@ ERRORS = {
     "ConnectionClosedError": errors.ConnectionClosedError(4401, "identity_expired"),
     "ContextClosedError": errors.ContextClosedError("values", "ended"),
     "ContextNotBoundError": errors.ContextNotBoundError("context"),
+    "ExpansionAmbiguousError": errors.ExpansionAmbiguousError("server.url", "HOST"),
+    "ExpansionDocumentError": errors.ExpansionDocumentError("line 3, column 5", "reason"),
+    "ExpansionError": errors.ExpansionError("x"),
+    "ExpansionForbiddenError": errors.ExpansionForbiddenError("server.url", "HOST", "env_names="),
+    "ExpansionSyntaxError": errors.ExpansionSyntaxError("server.url", 3, "reason"),
+    "ExpansionTypeError": errors.ExpansionTypeError("server.url", "reason"),
+    "ExpansionUnsetError": errors.ExpansionUnsetError("server.url", "HOST", empty=True, message="set it"),
     "ExtractorError": errors.ExtractorError("x"),
     "ExtractorTypeError": errors.ExtractorTypeError("call", "int", "str"),
     "JobError": errors.JobError("StopIteration"),

@@ -5,7 +5,8 @@ from functools import cached_property
 from types import BuiltinFunctionType, MemberDescriptorType
 from typing import Any, Final, TypeVar
 
-from asgi_context._codec._paths import UnfitError, short, type_name
+from asgi_context._codec._paths import UnfitError
+from asgi_context._shown import short, type_name
 
 _T = TypeVar("_T")
 

@@ -18,7 +18,8 @@ from asgi_context._codec._attributes import (
     unknown,
     unset,
 )
-from asgi_context._codec._paths import UnfitError, short
+from asgi_context._codec._paths import UnfitError
+from asgi_context._shown import short
 
 
 class Dataclass:

@@ -5,7 +5,8 @@ from enum import KEEP, Flag
 from typing import Any
 
 from asgi_context._codec._attributes import Renew
-from asgi_context._codec._paths import UnfitError, short
+from asgi_context._codec._paths import UnfitError
+from asgi_context._shown import short
 
 
 class Names:

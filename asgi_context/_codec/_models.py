@@ -21,7 +21,8 @@ from asgi_context._codec._attributes import (
     unknown,
     unset,
 )
-from asgi_context._codec._paths import UnfitError, short
+from asgi_context._codec._paths import UnfitError
+from asgi_context._shown import short
 
 # What a model holds besides its fields. No name of a field begins like this.
 _SET: Final = "$set"  # names of the fields and extras that were set; left out where they are the fields

@@ -11,9 +11,10 @@ from uuid import UUID
 
 from asgi_context._codec._attributes import Renew
 from asgi_context._codec._json import ATOMS, encoder
-from asgi_context._codec._paths import UnfitError, path_to, short, type_name
+from asgi_context._codec._paths import UnfitError, path_to
 from asgi_context._codec._registry import BY_NAME, Registered
 from asgi_context._codec._zones import zone_of
+from asgi_context._shown import short, type_name
 from asgi_context.errors import StateDecodeError
 
 

@@ -15,9 +15,10 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from asgi_context._codec._json import ATOMS, encoder
-from asgi_context._codec._paths import UnfitError, path_to, type_name
+from asgi_context._codec._paths import UnfitError, path_to
 from asgi_context._codec._registry import BY_TYPE, Registered, can_be_registered
 from asgi_context._codec._zones import is_named, is_of_its_name, is_pydantic
+from asgi_context._shown import type_name
 from asgi_context.errors import StateSerializationError
 
 _DEEPEST: Final = 100  # levels of JSON; the encoders' own limits begin at about 250

@@ -48,6 +48,13 @@
     │   ├── BridgeNotBoundError (LookupError)   no WebSocket is bound to which a bridge could lead
     │   ├── BridgeNotOpenError (RuntimeError)   the WebSocket was not accepted yet
     │   └── BridgeClosedError (OSError)         the WebSocket is closed
+    ├── ExpansionError
+    │   ├── ExpansionDocumentError (ValueError) a document cannot be expanded, whatever its references say
+    │   ├── ExpansionSyntaxError (ValueError)   a text of it is not by the syntax of references
+    │   ├── ExpansionForbiddenError (LookupError) a reference names what the caller has not listed
+    │   ├── ExpansionUnsetError (LookupError)   there is no value for a reference
+    │   ├── ExpansionAmbiguousError (LookupError) a name is of the request and of the environment
+    │   └── ExpansionTypeError (TypeError)      a value, or a part of the document, cannot stand where it does
     └── StateError
         ├── StateSerializationError (TypeError) a value cannot be kept exactly
         ├── StateDecodeError (ValueError)       what is stored cannot be read here
@@ -79,6 +86,15 @@ from asgi_context.errors._carriers import (
     CarrierTooLargeError,
     CarrierUnsignedError,
     CarrierVersionError,
+)
+from asgi_context.errors._expansion import (
+    ExpansionAmbiguousError,
+    ExpansionDocumentError,
+    ExpansionError,
+    ExpansionForbiddenError,
+    ExpansionSyntaxError,
+    ExpansionTypeError,
+    ExpansionUnsetError,
 )
 from asgi_context.errors._requests import (
     ConnectionClosedError,
@@ -151,6 +167,13 @@ __all__ = [
     "ConnectionNotBoundError",
     "ContextClosedError",
     "ContextNotBoundError",
+    "ExpansionAmbiguousError",
+    "ExpansionDocumentError",
+    "ExpansionError",
+    "ExpansionForbiddenError",
+    "ExpansionSyntaxError",
+    "ExpansionTypeError",
+    "ExpansionUnsetError",
     "ExtractorError",
     "ExtractorTypeError",
     "JobError",

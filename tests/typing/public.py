@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, assert_type
 
 import httpx
@@ -29,6 +30,7 @@ from asgi_context import (
     run_in_pool,
 )
 from asgi_context._types import ASGIApp
+from asgi_context.expansion import Template, expand, load_yaml
 from asgi_context.httpx import context_hook
 from asgi_context.propagation import CarrierKey, context_headers, from_carrier, from_carrier_header, to_carrier
 
@@ -107,3 +109,12 @@ async def receive() -> dict[str, object]:
 
 
 async def send(message: object) -> None: ...
+
+
+def configure(path: Path) -> None:
+    with path.open("rb") as stream:
+        assert_type(load_yaml(stream, request_names={"A"}, env_names=("B",), max_bytes=1024), Any)
+    assert_type(Template.from_yaml("a: $A"), Template)
+    assert_type(expand({"a": ["$A"]}, environ={"A": "a"}), Any)
+    load_yaml(path)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    expand("", environ={"A": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
