@@ -150,7 +150,8 @@ def run_in_executor(
         raise UnsupportedLoopError("run_in_executor") from None
     ours = sys.modules.get("asgi_context._processes")
     if ours is not None and isinstance(executor, ours.ContextProcessPoolExecutor):
-        return asyncio.wrap_future(executor.submit(func, *args, **kwargs), loop=loop)
+        job: Future[_T] = ours.ContextProcessPoolExecutor.submit(executor, func, *args, **kwargs)
+        return asyncio.wrap_future(job, loop=loop)
     return loop.run_in_executor(executor, partial(run_job, copy_context(), func, args, kwargs))
 
 

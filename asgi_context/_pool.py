@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 Kind = Literal["thread", "process"]
 StartMethod = Literal["spawn", "forkserver", "fork"]
@@ -64,7 +64,7 @@ class Pool:
             raise ValueError(message)
 
 
-def check_names(names: Collection[str], option: str) -> None:
+def check_names(names: object, option: str) -> None:
     """Check an option that is several names.
 
     Args:
@@ -74,7 +74,7 @@ def check_names(names: Collection[str], option: str) -> None:
     Raises:
         TypeError: it is no collection of str.
     """
-    if not isinstance(names, str | bytes) and isinstance(names, Collection) and all(type(one) is str for one in names):
-        return
-    message = f"{option} must be a collection of names such as ('locale',), not {names!r}"
-    raise TypeError(message)
+    several = cast("Collection[object]", names)
+    if isinstance(names, str) or not isinstance(names, Collection) or any(type(name) is not str for name in several):
+        message = f"{option} must be a collection of names such as ('locale',), not {names!r}"
+        raise TypeError(message)

@@ -394,13 +394,7 @@ async def run_in_pool(pool: str, func: Callable[_P, _T], /, *args: _P.args, **kw
     workers: Workers | None = binding.services.pools.get(pool)
     if workers is None:
         raise PoolNotFoundError(pool)
-    call: Callable[[Context], _T]
-    if workers.fleet is None:
-        call = partial(run_job, job=func, args=args, kwargs=kwargs)
-    else:
-        call = partial(_run_elsewhere, workers.fleet, workers.fleet.job(func, args, kwargs))
+    call: Callable[[Context], _T] = partial(run_job, job=func, args=args, kwargs=kwargs)
+    if workers.fleet is not None:
+        call = workers.fleet.call(func, args, kwargs)
     return await workers.run(call, binding.tenant)
-
-
-def _run_elsewhere(fleet: "Fleet", job: bytes | memoryview, _: Context) -> Any:  # noqa: ANN401 - what the job returns
-    return fleet.run(job)

@@ -38,8 +38,8 @@ before = set(sys.modules)
 for name in {["asgi_context", *modules]!r}:
     __import__(name)
 roots = {{name.partition(".")[0] for name in set(sys.modules) - before}}
-print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context"}}))
-"""
+print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context", "__mp_main__"}}))
+"""  # which is the name under which multiprocessing finds the main module
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "[]"
 
@@ -58,7 +58,12 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 def public_callables() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for module in (asgi_context, errors, import_module("asgi_context.values")):
+    for module in (
+        asgi_context,
+        errors,
+        import_module("asgi_context.processes"),
+        import_module("asgi_context.values"),
+    ):
         for name in module.__all__:
             thing = getattr(module, name)
             found[name] = thing
@@ -107,12 +112,18 @@ ERRORS = {
     "ExtractorError": errors.ExtractorError("x"),
     "ExtractorTypeError": errors.ExtractorTypeError("call", "int", "str"),
     "JobError": errors.JobError("StopIteration"),
+    "JobPickleError": errors.JobPickleError("job", "reason"),
+    "JobTracebackError": errors.JobTracebackError("Traceback (most recent call last):"),
     "MessagesNotBoundError": errors.MessagesNotBoundError(),
     "PoolClosedError": errors.PoolClosedError("tool"),
     "PoolError": errors.PoolError("tool"),
     "PoolFullError": errors.PoolFullError("tool"),
     "PoolNotFoundError": errors.PoolNotFoundError("tool"),
     "PoolWaitError": errors.PoolWaitError("tool", "tool"),
+    "ProcessContextError": errors.ProcessContextError("resources"),
+    "ProcessDiedError": errors.ProcessDiedError(-9, "running"),
+    "ProcessError": errors.ProcessError("x"),
+    "ProcessStartError": errors.ProcessStartError("reason"),
     "ConnectionNotBoundError": errors.ConnectionNotBoundError(),
     "RequestRejected": errors.RequestRejected(400, "bad", headers=[("a", "b")]),
     "ResourceCloseError": errors.ResourceCloseError([errors.ResourceTimeoutError("Session")]),
@@ -132,6 +143,7 @@ ERRORS = {
     "StateNotConfirmedError": errors.StateNotConfirmedError(0, 1),
     "StateUnavailableError": errors.StateUnavailableError("reason"),
     "StoreNotBoundError": errors.StoreNotBoundError(),
+    "StoreNotSharedError": errors.StoreNotSharedError("MemoryStore", "reason"),
     "ToolBlockingError": errors.ToolBlockingError("run()", "await tool.arun()"),
     "ToolCallNotBoundError": errors.ToolCallNotBoundError(),
     "ToolDefinitionError": errors.ToolDefinitionError("Remember", "has no hint"),

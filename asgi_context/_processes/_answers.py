@@ -4,6 +4,7 @@ A result is pickled. So is an error, with its traceback as text before it: where
 unpickled, that text is what its caller gets to see.
 """
 
+import pickle
 import traceback
 from multiprocessing.reduction import ForkingPickler
 from struct import Struct
@@ -50,7 +51,7 @@ def unpickled(data: bytes | bytearray | memoryview, what: Literal["job", "result
         JobPickleError: it cannot be unpickled.
     """
     try:
-        return ForkingPickler.loads(data)
+        return pickle.loads(data)  # noqa: S301 - it comes from a process of this one's, or from that which started it
     except BaseException as error:  # whatever code of the user's raises there, SystemExit too
         raise JobPickleError(what, said(error)) from error
 

@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from itertools import islice
 from multiprocessing.context import BaseContext
@@ -109,19 +110,18 @@ class ContextProcessPoolExecutor(Executor):
             RuntimeError: the executor was shut down.
         """
         check_job(fn, "a process")
-        failed: Future[_T] = Future()
+        future: Future[_T]
         try:
-            job = self._fleet.job(fn, args, kwargs)
+            call = self._fleet.call(fn, args, kwargs)
         except JobPickleError as error:
-            job = b""
-            failed.set_exception(error)
+            future = Future()
+            future.set_exception(error)
+            return future
         with self._lock:
             if self._shut:
                 message = "cannot schedule new futures after shutdown"
                 raise RuntimeError(message)
-            if failed.done():
-                return failed
-            future: Future[_T] = self._threads.submit(self._fleet.run, job)
+            future = self._threads.submit(call, copy_context())
             self._pending += 1
         future.add_done_callback(self._settle)
         return future

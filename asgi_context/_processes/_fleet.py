@@ -1,15 +1,16 @@
 """The processes of one executor or pool.
 
-Whoever calls `Fleet.run` has a process for the time of a job: one that is idle, or else a new one. So there are never
-more than there are threads that call it.
+Whoever calls what `Fleet.call` makes has a process for the time of a job: one that is idle, or else a new one. So there
+are never more of them than threads that do.
 """
 
 import atexit
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextvars import Context
 from multiprocessing.process import BaseProcess
 from threading import Lock
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from weakref import WeakSet
 
 from asgi_context._processes._answers import outcome
@@ -17,6 +18,8 @@ from asgi_context._processes._crossing import Crossings
 from asgi_context._processes._forks import forks
 from asgi_context._processes._serving import packed
 from asgi_context._processes._worker import NotBegunError, Setup, Worker
+
+_T = TypeVar("_T")
 
 
 class Fleet:
@@ -46,7 +49,7 @@ class Fleet:
         for worker in self._idle:
             worker.close()
 
-    def job(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | memoryview:
+    def call(self, func: Callable[..., _T], args: Iterable[Any], kwargs: Mapping[str, Any]) -> Callable[[Context], _T]:
         """Make a job: a function with its arguments, and with what is bound here.
 
         Args:
@@ -55,28 +58,18 @@ class Fleet:
             kwargs: its keyword arguments.
 
         Returns:
-            What `run` takes, in any thread.
+            What runs it, from any thread, and waits for it. It takes the context under which what comes of it is
+            unpickled, and returns what the job returns. It raises what the job raises; ProcessStartError where there is
+            no process to be had for it, ProcessDiedError where its process dies, and JobPickleError where what comes of
+            it cannot be pickled there or unpickled here.
 
         Raises:
             JobPickleError: it cannot be pickled.
         """
-        return packed(self._crossings.take(), func, args, kwargs)
+        job = packed(self._crossings.take(), func, args, kwargs)
+        return lambda context: context.run(self._run, job)
 
-    def run(self, job: bytes | memoryview) -> Any:  # noqa: ANN401 - what the job returns
-        """Run a job in one of the processes, and wait for it.
-
-        Args:
-            job: the job.
-
-        Returns:
-            What it returns.
-
-        Raises:
-            BaseException: what it raises.
-            ProcessStartError: there was no process to be had for it.
-            ProcessDiedError: its process died.
-            JobPickleError: what came of it cannot be pickled there or unpickled here.
-        """
+    def _run(self, job: bytes | memoryview) -> Any:  # noqa: ANN401 - what the job returns
         while True:
             worker, fresh = self._take()
             try:
