@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import threading
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -171,7 +170,7 @@ class Worker:
 def _signals_waiting() -> Generator[None, None, None]:
     # Ctrl-C goes to every process of a terminal, also to one that has not come far enough to take it. What is blocked
     # here is blocked in what is started here, until `serve` unblocks it.
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is threading.main_thread():
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # which unblocks them, where it must be started
