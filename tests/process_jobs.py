@@ -1,6 +1,7 @@
 """For the tests of processes: what runs in them, and how a test keeps in touch with it."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -44,7 +45,8 @@ class Gate:
     def go(self) -> None:
         """Let all go that have started."""
         while self._waiting:
-            self._waiting.pop().close()
+            with self._waiting.pop() as waiting, contextlib.suppress(OSError):
+                waiting.sendall(b"g")  # a process that was forked off meanwhile has it open too
 
     def close(self) -> None:
         self.go()
@@ -108,6 +110,10 @@ def fail_with(kind: str) -> None:
         "silent": Silent(),
     }[kind]
     raise error
+
+
+class Plain(Exception):
+    """To which there can be weak references."""
 
 
 class Needy(Exception):

@@ -2,13 +2,13 @@
 
 import signal
 import sys
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from socket import socket
+from threading import Thread
 from typing import Any, Final, Literal
 
 from asgi_context._processes._answers import outcome, said
@@ -73,10 +73,24 @@ class Worker:
             ProcessStartError: it could not be started, or its initializer failed.
             ProcessDiedError: it died.
         """
+        failed: list[Exception] = []
+
+        def launch() -> None:
+            try:
+                self._launch()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told to whose job this is for
+                failed.append(error)
+
+        # In a thread of its own: one of a ThreadPoolExecutor, forked off, would wait for itself at its end.
+        thread = Thread(target=launch, daemon=True)
         try:
-            self._launch()
-        except Exception as error:
-            raise ProcessStartError(said(error)) from error
+            thread.start()
+        except RuntimeError as error:  # the machine has no more
+            failed.append(error)
+        else:
+            thread.join()
+        if failed:
+            raise ProcessStartError(said(failed[0])) from failed[0]
         if self._doom is not None:
             self.end(self._doom)
         try:
@@ -96,7 +110,8 @@ class Worker:
             process: BaseProcess = make.Process(
                 target=serve, args=(others, setup.initializer, setup.ignores_interrupts)
             )
-            with _signals_waiting(), forks.keeping(others):
+            _let_signals_wait()
+            with forks.keeping(others):
                 process.start()
         self.process = process
 
@@ -166,16 +181,9 @@ class Worker:
         return None
 
 
-@contextmanager
-def _signals_waiting() -> Generator[None, None, None]:
-    # Ctrl-C goes to every process of a terminal, also to one that has not come far enough to take it. What is blocked
-    # here is blocked in what is started here, until `serve` unblocks it.
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # which unblocks them, where it must be started
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _let_signals_wait() -> None:
+    # Ctrl-C goes to every process of a terminal, also to one that has not come far enough to take it. What this thread,
+    # which is there for nothing else, has blocked is blocked in what it starts, until `serve` unblocks it.
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # which unblocks them, where it must be started
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
