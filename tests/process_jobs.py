@@ -94,8 +94,8 @@ def marked() -> str:
     return mark.get()
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def say(text: object) -> None:
+    os.write(1, f"{text}\n".encode())  # in one piece, whoever else writes there
 
 
 def fail(error: BaseException) -> None:
@@ -282,3 +282,13 @@ def count_up() -> int:
 
 
 _counts: list[int] = []
+
+
+def hold_output(seconds: float) -> str:
+    time.sleep(seconds)  # so that both processes have one
+    return "held"
+
+
+def linger(gate: Address) -> None:
+    """Leave something to be done before the process can end."""
+    threading.Thread(target=wait_at, args=(gate,), daemon=False).start()
