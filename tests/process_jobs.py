@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import contextvars
+import faulthandler
 import gc
 import os
 import signal
@@ -174,6 +175,7 @@ def die(status: int) -> None:
 
 
 def kill(number: int = signal.SIGKILL) -> None:
+    faulthandler.disable()
     os.kill(os.getpid(), number)
     time.sleep(LONG)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from contextvars import Context
@@ -251,25 +251,57 @@ def test_what_a_job_forks_off_does_not_hold_the_pipe(executor: Any) -> None:
     assert done(executor.submit(jobs.in_a_child_of_its_own)) == [True, False]
 
 
-def test_a_process_that_is_forked_off_has_processes_of_its_own_and_ends_of_none(executor: Any) -> None:
-    with bind_context(Identity("acme", "ann")):
+def in_a_fork(check: Callable[[], bool]) -> int:
+    """Fork, and say by the exit status whether something holds there."""
+    child = os.fork()
+    if not child:
+        status = 1
+        with suppress(BaseException):
+            status = 0 if check() else 2
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_a_process_that_is_forked_off_has_processes_of_its_own_and_ends_of_none(method: str) -> None:
+    with executor_of(1, method) as executor, bind_context(Identity("acme", "ann")):
         pid = done(executor.submit(os.getpid))
         held = [end for end in forks._ends if end.fileno() != -1]
         assert held
-        child = os.fork()
-        if not child:
-            status = 1
-            with suppress(BaseException):
-                closed = all(end.fileno() == -1 for end in held)
-                own = executor.submit(os.getpid).result(LONG) != pid
-                bound = executor.submit(jobs.tenant_at).result(LONG) == "acme"
-                executor.shutdown()
-                status = 0 if closed and own and bound else 2
-            os._exit(status)
-        _, ended = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(ended) == 0
+
+        def check() -> bool:
+            closed = all(end.fileno() == -1 for end in held)
+            own = done(executor.submit(os.getpid)) != pid
+            bound = done(executor.submit(jobs.tenant_at)) == "acme"
+            executor.shutdown()
+            return closed and own and bound
+
+        assert in_a_fork(check) == 0
         assert all(end.fileno() != -1 for end in held)
-        assert {done(executor.submit(jobs.tenant_at)) for _ in range(3)} == {"acme"}
+        assert done(executor.submit(os.getpid)) == pid
+
+
+def test_a_fork_server_is_not_that_of_a_process_that_is_forked_off_which_says_so() -> None:
+    with executor_of(1, "forkserver") as executor:
+        done(executor.submit(os.getpid))
+
+        def check() -> bool:
+            error = executor.submit(os.getpid).exception(LONG)
+            return isinstance(error, ProcessStartError) and "the fork server is that of" in str(error)
+
+        assert in_a_fork(check) == 0
+
+
+def test_an_executor_that_was_shut_down_is_so_in_a_process_that_is_forked_off() -> None:
+    executor = executor_of(1)
+    executor.shutdown()
+
+    def check() -> bool:
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(os.getpid)
+        return True
+
+    assert in_a_fork(check) == 0
 
 
 # The end of the parent

@@ -1,12 +1,17 @@
 """What runs in the processes, run in this one: the messages that are taken, and the stores that are kept."""
 
+import contextvars
 import operator
+import os
 import pickle
+import runpy
 import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,16 +20,22 @@ import pytest
 import redis_servers
 
 from asgi_context import Identity, MemoryStore, StateLimits, bind_context, current_context, current_state
+from asgi_context._processes import Fleet, _forks
 from asgi_context._processes._answers import outcome
 from asgi_context._processes._crossing import Crossings, bound
-from asgi_context._processes._forks import forks
+from asgi_context._processes._executor import _run_chunk, _settle
+from asgi_context._processes._fleet import _end_all
+from asgi_context._processes._forks import _Forks, forks
 from asgi_context._processes._line import Line
-from asgi_context._processes._serving import READY, packed, serve
+from asgi_context._processes._serving import READY, _Server, packed, serve
 from asgi_context._processes._stores import CrossedStore, Stores
-from asgi_context._processes._worker import NotBegunError, Setup, Worker
+from asgi_context._processes._worker import NotBegunError, Setup, Worker, _let_signals_wait
 from asgi_context.errors import (
+    ContextClosedError,
+    ContextNotBoundError,
     JobError,
     JobPickleError,
+    ProcessContextError,
     ProcessDiedError,
     ProcessStartError,
     StoreNotSharedError,
@@ -99,8 +110,6 @@ def test_what_cannot_be_read_is_the_jobs_error() -> None:
 
 
 def test_an_initializer_runs_first_and_its_failing_is_told_in_place_of_being_ready() -> None:
-    with pytest.raises(KeyError):
-        served(initializer=pickle.dumps((jobs.mark.get, ())))[0][1]
     assert served(initializer=pickle.dumps((jobs.marked, ()))) == [READY]
     (message,) = served(initializer=pickle.dumps((jobs.fail, (KeyError("x"),))))
     with pytest.raises(ProcessStartError, match="KeyError: 'x'"):
@@ -118,7 +127,91 @@ def test_an_interrupt_counts_while_a_job_runs_and_never_where_it_is_ignored() ->
 
 def test_where_signals_cannot_be_blocked_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(signal, "pthread_sigmask")
+    _let_signals_wait()
     assert results(served(job(operator.neg, 1))) == [-1]
+
+
+def test_interrupted_between_jobs_nothing_happens() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        server = _Server(Line(ours))
+        server.interrupted(signal.SIGINT, None)
+        server._busy = True
+        with pytest.raises(KeyboardInterrupt):
+            server.interrupted(signal.SIGINT, None)
+
+
+def test_a_chunk_of_a_map_is_one_job() -> None:
+    assert results(served(job(_run_chunk, operator.neg, [(1,), (2,)]))) == [[-1, -2]]
+
+
+def test_what_stays_behind_and_what_has_ended_says_so() -> None:
+    with bind_context(ANN):
+        ended = contextvars.copy_context()
+        resources, pools = job(jobs.use_resource), job(jobs.use_pool)
+    elsewhere = contextvars.copy_context()
+    block = bind_context(ANN)
+    elsewhere.run(block.__enter__)
+    block.__exit__(None, None, None)
+    found = results(
+        served(
+            resources, pools, ended.run(job, jobs.value, "locale"), elsewhere.run(job, jobs.who), job(jobs.use_state)
+        )
+    )
+    kinds = [ProcessContextError, ProcessContextError, ContextClosedError, ContextClosedError, ContextNotBoundError]
+    assert [type(error) for error in found] == kinds
+
+
+# The end of this process
+
+
+def test_at_the_end_of_this_process_all_others_end_whatever_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def close(self, timeout: float) -> None:
+            self.seen.append(timeout)
+
+        def end(self, how: str) -> None:
+            self.seen.append(how)
+
+    fleet = Ending()
+    monkeypatch.setattr("asgi_context._processes._fleet._fleets", [fleet])
+    _end_all()
+    assert fleet.seen == [0, "kill"]
+
+
+def test_a_fork_closes_all_ends_but_that_which_it_is_for_and_forgets() -> None:
+    made, seen = _Forks(), list[Any]()
+    first, second = made.pair()
+    third, fourth = made.pair()
+    part = MemoryStore()
+    made.add(part, seen.append)
+    with made.keeping(fourth):
+        made.hold()
+        made.forget()
+    assert [end.fileno() == -1 for end in (first, second, third, fourth)] == [True, True, True, False]
+    assert seen == [part]
+    made.hold()
+    made.let_go()
+    fourth.close()
+
+
+def test_where_no_process_is_forked_nothing_is_to_be_done_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    assert runpy.run_path(_forks.__file__)["forks"] is not forks
+
+
+def test_a_future_may_outlast_its_executor() -> None:
+    class Other:
+        def settled(self) -> None:
+            raise AssertionError
+
+    other = Other()
+    settled = weakref.WeakMethod(other.settled)
+    del other
+    _settle(settled, Future())
 
 
 # Messages
@@ -153,6 +246,16 @@ def test_a_message_arrives_whole_whatever_its_size_and_in_whatever_pieces(size: 
             assert looks
         thread.join(jobs.LONG)
         assert received == [message, b"second", message]
+
+
+def test_an_end_with_a_timeout_and_nothing_to_look_at_waits() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0.01)
+        timer = threading.Timer(0.05, Line(theirs).send, [b"late"])
+        timer.start()
+        assert Line(ours).receive() == b"late"
+        timer.join()
 
 
 def test_a_pipe_that_ends_within_a_message_is_at_its_end() -> None:
@@ -330,6 +433,27 @@ def test_what_is_no_answer_is_the_end_of_the_process_alone(monkeypatch: pytest.M
         worker.ask(b"job")
     assert worker.died().exitcode is None
     worker.close()
+
+
+def test_a_new_one_that_is_gone_before_it_has_read_its_first_job_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker, other = worker_of(monkeypatch)
+    worker.close()
+    other.close()
+    launch: Any = Worker._launch
+
+    def launch_and_die(self: Any) -> None:
+        launch(self)
+        pairs[-1].close()
+
+    monkeypatch.setattr("asgi_context._processes._worker._PATIENCE", 1)
+    pairs: list[Any] = []
+    pair = forks.pair
+    monkeypatch.setattr(forks, "pair", lambda: (made := pair(), pairs.append(made[1]))[0])
+    monkeypatch.setattr(Worker, "_launch", launch_and_die)
+    with pytest.raises(ProcessDiedError):
+        Fleet(Setup(None), ()).call(operator.neg, (1,), {})(contextvars.Context())  # type: ignore[arg-type]
 
 
 def test_one_that_was_never_started_can_be_ended_and_closed() -> None:

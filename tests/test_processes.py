@@ -41,7 +41,6 @@ from asgi_context.errors import (
     JobPickleError,
     JobTracebackError,
     ProcessContextError,
-    ProcessDiedError,
     ProcessStartError,
     StoreNotSharedError,
     UnsupportedLoopError,
@@ -334,12 +333,12 @@ def test_a_job_that_does_not_pickle_is_an_error_of_its_own(forked: Any) -> None:
         with pytest.raises(JobPickleError, match="the job does not cross") as caught:
             done(future)
         assert isinstance(caught.value, TypeError)
-    with bind_context(ANN, values={"locale": threading.Lock()}):
-        with (
-            executor_of(1, values=("locale",)) as executor,
-            pytest.raises(JobPickleError, match=r"cannot pickle.*lock"),
-        ):
-            done(executor.submit(jobs.who))
+    with (
+        bind_context(ANN, values={"locale": threading.Lock()}),
+        executor_of(1, values=("locale",)) as executor,
+        pytest.raises(JobPickleError, match=r"cannot pickle.*lock"),
+    ):
+        done(executor.submit(jobs.who))
 
 
 @pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt, StopIteration])

@@ -21,6 +21,10 @@ _LOOK: Final = 1.0  # seconds after which one looks whether the process lives, w
 _PATIENCE: Final = 20  # times a tenth of a second until what has closed its pipe must have ended
 # There a pipe says whether the other end was closed with something unread (net/unix/af_unix.c, unix_release_sock).
 _TELLS_UNREAD: Final = sys.platform == "linux"
+_NO_FORKSERVER: Final = (
+    "the fork server is that of the process from which this one was forked off. Start processes there by spawn, or fork "
+    "before the first of them is started"
+)
 
 
 class NotBegunError(Exception):
@@ -90,7 +94,8 @@ class Worker:
         else:
             thread.join()
         if failed:
-            raise ProcessStartError(said(failed[0])) from failed[0]
+            lost = isinstance(failed[0], ChildProcessError)
+            raise ProcessStartError(_NO_FORKSERVER if lost else said(failed[0])) from failed[0]
         if self._doom is not None:
             self.end(self._doom)
         try:
