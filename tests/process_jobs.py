@@ -105,33 +105,33 @@ def fail(error: BaseException) -> None:
 
 def fail_with(kind: str) -> None:
     error: BaseException = {
-        "needy": Needy("a", "b"),
-        "holding": Holding(),
+        "needy": NeedyError("a", "b"),
+        "holding": HoldingError(),
         "group": ExceptionGroup("two", [ValueError(1), KeyError(2)]),
-        "silent": Silent(),
+        "silent": SilentError(),
     }[kind]
     raise error
 
 
-class Plain(Exception):
+class PlainError(Exception):
     """To which there can be weak references."""
 
 
-class Needy(Exception):
+class NeedyError(Exception):
     """It pickles, and cannot be unpickled."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(one + two)
 
 
-class Holding(Exception):
+class HoldingError(Exception):
     """It does not pickle."""
 
     def __init__(self) -> None:
         super().__init__(threading.Lock())
 
 
-class Silent(Exception):
+class SilentError(Exception):
     """Its text cannot be had."""
 
     def __str__(self) -> str:

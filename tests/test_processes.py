@@ -257,9 +257,11 @@ def test_states_in_memory_do_not_cross_and_it_says_so_where_they_are_asked_for(e
 
 
 def test_a_store_over_a_client_of_the_users_does_not_cross(forked: Any) -> None:
-    with bind_context(ANN, store=redis_servers.Fake().store()):
-        with pytest.raises(StoreNotSharedError, match="the RedisStore does not .* made with a client"):
-            done(forked.submit(jobs.use_state))
+    with (
+        bind_context(ANN, store=redis_servers.Fake().store()),
+        pytest.raises(StoreNotSharedError, match=r"the RedisStore does not .* made with a client"),
+    ):
+        done(forked.submit(jobs.use_state))
 
 
 class Locked(MemoryStore):
@@ -268,9 +270,9 @@ class Locked(MemoryStore):
 
 
 def test_a_store_that_cannot_be_pickled_does_not_cross(forked: Any) -> None:
-    with bind_context(ANN, store=Locked()):
-        with pytest.raises(StoreNotSharedError, match=r"the Locked does not .*: it cannot be pickled \(TypeError"):
-            done(forked.submit(jobs.use_state))
+    told = r"the Locked does not .*: it cannot be pickled \(TypeError"
+    with bind_context(ANN, store=Locked()), pytest.raises(StoreNotSharedError, match=told):
+        done(forked.submit(jobs.use_state))
 
 
 # What comes back
@@ -317,7 +319,7 @@ def test_an_error_comes_back_as_it_is_with_its_traceback_there_as_its_cause(exec
     ("kind", "reason"), [("needy", "missing 1 required"), ("holding", "cannot pickle"), ("silent", "")]
 )
 def test_an_error_that_does_not_cross_is_told_with_its_traceback(forked: Any, kind: str, reason: str) -> None:
-    expected = jobs.Silent if kind == "silent" else JobPickleError
+    expected = jobs.SilentError if kind == "silent" else JobPickleError
     with pytest.raises(expected) as caught:
         done(forked.submit(jobs.fail_with, kind))
     assert "in fail_with" in str(caught.value.__cause__)
@@ -477,9 +479,9 @@ def test_an_initializer_that_fails_is_an_error_of_each_job_and_is_tried_once_for
                 done(executor.submit(jobs.who))
             assert "in fail_to_start" in str(caught.value.__cause__)
             assert len(list(tmp_path.iterdir())) == number
-    with executor_of(1, initializer=jobs.take, initargs=(jobs.Exploding(SystemExit),)) as executor:
-        with pytest.raises(ProcessStartError, match="SystemExit: exploded"):
-            done(executor.submit(jobs.who))
+    exploding = executor_of(1, initializer=jobs.take, initargs=(jobs.Exploding(SystemExit),))
+    with exploding, pytest.raises(ProcessStartError, match="SystemExit: exploded"):
+        done(exploding.submit(jobs.who))
 
 
 def test_a_process_is_replaced_after_as_many_jobs_as_it_may_run() -> None:
@@ -554,7 +556,7 @@ def test_an_error_is_gone_with_its_handling(forked: Any) -> None:
     gc.collect()
     gc.disable()
     try:
-        future = forked.submit(jobs.fail, jobs.Plain())
+        future = forked.submit(jobs.fail, jobs.PlainError())
         alive = weakref.ref(future.exception(LONG))
         del future
         redis_servers.until(lambda: alive() is None)

@@ -22,8 +22,8 @@ _PATIENCE: Final = 20  # times a tenth of a second until what has closed its pip
 # There a pipe says whether the other end was closed with something unread (net/unix/af_unix.c, unix_release_sock).
 _TELLS_UNREAD: Final = sys.platform == "linux"
 _NO_FORKSERVER: Final = (
-    "the fork server is that of the process from which this one was forked off. Start processes there by spawn, or fork "
-    "before the first of them is started"
+    "the fork server is that of the process from which this one was forked off. Start processes there by spawn, or "
+    "fork before the first of them is started"
 )
 
 
