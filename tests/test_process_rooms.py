@@ -9,9 +9,7 @@ import signal
 import socket
 import sys
 import threading
-import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -23,7 +21,7 @@ from asgi_context import Identity, MemoryStore, StateLimits, bind_context, curre
 from asgi_context._processes import Fleet, _forks
 from asgi_context._processes._answers import outcome
 from asgi_context._processes._crossing import Crossings, bound
-from asgi_context._processes._executor import _run_chunk, _settle
+from asgi_context._processes._executor import _run_chunk
 from asgi_context._processes._fleet import _end_all
 from asgi_context._processes._forks import _Forks, forks
 from asgi_context._processes._line import Line
@@ -64,7 +62,7 @@ def served(*jobs_: Any, initializer: bytes | None = None, ignores: bool = True) 
     with ours, signals_kept():
         line = Line(ours)
         for job in jobs_:
-            line.send(job)
+            line.send(*job)
         ours.shutdown(socket.SHUT_WR)
         serve(theirs, initializer, ignores)
         messages: list[Any] = []
@@ -102,7 +100,7 @@ def test_jobs_are_served_one_after_the_other_each_for_its_own_submitter() -> Non
 
 
 def test_what_cannot_be_read_is_the_jobs_error() -> None:
-    (broken, fine) = results(served(b"no pickle", job(operator.neg, 1)))
+    (broken, fine) = results(served([b"\0\0\0\0no pickle"], job(operator.neg, 1)))
     assert isinstance(broken, JobPickleError)
     assert fine == -1
     (holding,) = results(served(job(jobs.fail_with, "holding")))
@@ -202,17 +200,6 @@ def test_a_fork_closes_all_ends_but_that_which_it_is_for_and_forgets() -> None:
 def test_where_no_process_is_forked_nothing_is_to_be_done_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "register_at_fork", raising=False)
     assert runpy.run_path(_forks.__file__)["forks"] is not forks
-
-
-def test_a_future_may_outlast_its_executor() -> None:
-    class Other:
-        def settled(self) -> None:
-            raise AssertionError
-
-    other = Other()
-    settled = weakref.WeakMethod(other.settled)
-    del other
-    _settle(settled, Future())
 
 
 # Messages
@@ -420,7 +407,7 @@ def test_where_a_pipe_tells_that_a_job_was_not_read_it_has_not_begun(
 
     worker._line = Reset(other)
     with pytest.raises(NotBegunError if tells else ProcessDiedError):
-        worker.ask(b"job")
+        worker.ask([b"job"])
     worker.close()
     other.close()
 
@@ -430,7 +417,7 @@ def test_what_is_no_answer_is_the_end_of_the_process_alone(monkeypatch: pytest.M
     monkeypatch.setattr("asgi_context._processes._worker._PATIENCE", 1)
     other.close()
     with pytest.raises(NotBegunError):
-        worker.ask(b"job")
+        worker.ask([b"job"])
     assert worker.died().exitcode is None
     worker.close()
 

@@ -531,6 +531,15 @@ def test_shutdown_can_cancel_what_has_not_begun(gate: Gate) -> None:
     gone(executor)
 
 
+def test_shutdown_without_waiting_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    executor = executor_of(1)
+    monkeypatch.setattr("asgi_context._processes._executor.Thread.start", start)
+    executor.shutdown(wait=False)
+
+
 def gone(executor: ContextProcessPoolExecutor) -> None:
     """Its processes end by themselves."""
     fleet = fleet_of(executor)

@@ -104,13 +104,16 @@ def bound(crossing: Crossing, stores: Stores) -> Generator[None, None, None]:
         services = services._replace(store=cast("Store", CrossedStore(stores, *crossing.store)))
     identity = None if crossing.identity is None else Identity(*crossing.identity)
     binding = make_binding(identity, services, None if crossing.request_id is None else [crossing.request_id])
+    values = crossing.values
     token = enter_binding(binding)
     if crossing.revoked:
         binding.revoke(crossing.revoked)
-    elif crossing.values is None:
+    elif values is None:
         binding.ended = True
+    elif identity is not None:
+        binding.values, values = values, None
     try:
-        with request_context(**crossing.values) if crossing.values else nullcontext():
+        with request_context(**values) if values else nullcontext():  # of a block, where nothing was bound
             yield
     finally:
         binding.leave(token)

@@ -2,14 +2,14 @@
 
 import multiprocessing
 import os
-import weakref
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from itertools import islice
 from multiprocessing.context import BaseContext
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from asgi_context._executors import check_job
@@ -80,13 +80,11 @@ class ContextProcessPoolExecutor(Executor):
         setup = Setup(mp_context or multiprocessing.get_context("spawn"), first, max_tasks_per_child)
         self._fleet = Fleet(setup, values)
         self._shut = False
-        self._settle = partial(_settle, weakref.WeakMethod(self._settled))
         self._begin()
         forks.add(self, ContextProcessPoolExecutor._begin)
 
     def _begin(self) -> None:
         self._lock = Lock()
-        self._pending = 0
         # Each waits for one job in a process. The interpreter waits for them when it ends, as it does for jobs.
         self._threads = ThreadPoolExecutor(self._max_workers, "asgi_context-process")
 
@@ -110,21 +108,17 @@ class ContextProcessPoolExecutor(Executor):
             RuntimeError: the executor was shut down.
         """
         check_job(fn, "a process")
-        future: Future[_T]
         try:
             call = self._fleet.call(fn, args, kwargs)
         except JobPickleError as error:
-            future = Future()
+            future: Future[_T] = Future()
             future.set_exception(error)
             return future
         with self._lock:
             if self._shut:
                 message = "cannot schedule new futures after shutdown"
                 raise RuntimeError(message)
-            future = self._threads.submit(call, copy_context())
-            self._pending += 1
-        future.add_done_callback(self._settle)
-        return future
+            return self._threads.submit(call, copy_context())
 
     def map(
         self, fn: Callable[..., _T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
@@ -163,8 +157,9 @@ class ContextProcessPoolExecutor(Executor):
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
         if wait:
             self._fleet.close(None)
-        elif not self._pending:
-            self._fleet.close(0)
+        else:
+            with suppress(RuntimeError):  # no thread to be had, as where the interpreter ends, which closes them itself
+                Thread(target=_close, args=(self._threads, self._fleet), daemon=True).start()
 
     def terminate_workers(self) -> None:
         """End the processes at once, by SIGTERM, with the jobs that they run, and shut down; as in Python 3.14."""
@@ -178,19 +173,10 @@ class ContextProcessPoolExecutor(Executor):
         self.shutdown(wait=False, cancel_futures=True)
         self._fleet.end(how)
 
-    def _settled(self) -> None:
-        with self._lock:
-            self._pending -= 1
-            last = self._shut and not self._pending
-        if last:
-            self._fleet.close(0)
 
-
-def _settle(settled: "weakref.WeakMethod[Callable[[], None]]", _: "Future[Any]") -> None:
-    # A future that somebody keeps must not keep the executor.
-    call = settled()
-    if call is not None:
-        call()
+def _close(threads: ThreadPoolExecutor, fleet: Fleet) -> None:
+    threads.shutdown()
+    fleet.close(0)
 
 
 def _processors() -> int:

@@ -5,9 +5,11 @@ copy of all that its parent had bound, and what one job sets is not for the next
 has closed the pipe, though not in the midst of a job.
 """
 
+import pickle
 import signal
 from contextvars import Context, copy_context
 from socket import socket
+from struct import Struct
 from types import FrameType
 from typing import Any, Final
 
@@ -17,8 +19,9 @@ from asgi_context._processes._crossing import Crossing, bound
 from asgi_context._processes._forks import forks
 from asgi_context._processes._line import Line
 from asgi_context._processes._stores import Stores
-from asgi_context.errors import ProcessStartError
+from asgi_context.errors import JobPickleError, ProcessStartError
 
+_LENGTH: Final = Struct("!I")
 READY: Final = b""
 """The message with which a process begins, unless it has to say what went wrong."""
 
@@ -108,16 +111,18 @@ class _Server:
             self._busy = False
 
     def _run(self, job: bytes | bytearray) -> list[bytes | memoryview]:
-        crossed: tuple[Crossing, memoryview] = unpickled(job, "job")
-        crossing, work = crossed
+        view = memoryview(job)
+        (length,) = _LENGTH.unpack_from(view)
+        begin = _LENGTH.size + length
+        crossing = Crossing(*unpickled(view[_LENGTH.size : begin], "job"))
         # Unpickled, run and pickled while it is bound: methods of the user's are called by all three.
         with bound(crossing, self.stores):
-            func, args, kwargs = unpickled(work, "job")
+            func, args, kwargs = unpickled(view[begin:], "job")
             result: Any = run_job(copy_context(), func, args, kwargs)
             return succeeded(result)
 
 
-def packed(crossing: Crossing, func: object, args: object, kwargs: object) -> bytes | memoryview:
+def packed(crossing: Crossing, func: object, args: object, kwargs: object) -> tuple[bytes | memoryview, ...]:
     """Make the message of a job.
 
     Args:
@@ -127,9 +132,13 @@ def packed(crossing: Crossing, func: object, args: object, kwargs: object) -> by
         kwargs: its keyword arguments.
 
     Returns:
-        The message.
+        The parts of the message.
 
     Raises:
         JobPickleError: it cannot be pickled.
     """
-    return pickled((crossing, bytes(pickled((func, args, kwargs), "job"))), "job")
+    try:
+        crosses = pickle.dumps(tuple(crossing))
+    except Exception as error:
+        raise JobPickleError("job", said(error)) from error
+    return _LENGTH.pack(len(crosses)), crosses, pickled((func, args, kwargs), "job")

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -120,11 +121,11 @@ class Worker:
                 process.start()
         self.process = process
 
-    def ask(self, job: bytes | memoryview) -> bytes | bytearray:
+    def ask(self, job: Iterable[bytes | memoryview]) -> bytes | bytearray:
         """Have a job run.
 
         Args:
-            job: its message.
+            job: the parts of its message.
 
         Returns:
             The message of what came of it.
@@ -135,7 +136,7 @@ class Worker:
         """
         self._jobs += 1
         try:
-            self._line.send(job)
+            self._line.send(*job)
         except OSError:
             raise NotBegunError from None
         try:
