@@ -6,6 +6,7 @@ unpickled, that text is what its caller gets to see.
 
 import pickle
 import traceback
+from io import BytesIO
 from multiprocessing.reduction import ForkingPickler
 from struct import Struct
 from typing import Any, Final, Literal
@@ -13,12 +14,12 @@ from typing import Any, Final, Literal
 from asgi_context._executors import fit
 from asgi_context.errors import JobPickleError, JobTracebackError
 
-_Parts = list[bytes | memoryview]
+_Parts = list[bytes]
 _RESULT: Final = b"r"
 _LENGTH: Final = Struct("!I")
 
 
-def pickled(thing: object, what: Literal["job", "result", "error"]) -> memoryview:
+def pickled(thing: object, what: Literal["job", "result", "error"]) -> bytes:
     """Pickle, as `multiprocessing` does, to whose pickler libraries add what they need between processes.
 
     Args:
@@ -31,10 +32,13 @@ def pickled(thing: object, what: Literal["job", "result", "error"]) -> memoryvie
     Raises:
         JobPickleError: it cannot be pickled.
     """
+    # Not by `ForkingPickler.dumps`, whose view of a buffer CPython 3.12 and 3.13 cannot always collect.
+    buffer = BytesIO()
     try:
-        return ForkingPickler.dumps(thing)
+        ForkingPickler(buffer).dump(thing)
     except Exception as error:
         raise JobPickleError(what, said(error)) from error
+    return buffer.getvalue()
 
 
 def unpickled(data: bytes | bytearray | memoryview, what: Literal["job", "result", "error"]) -> Any:  # noqa: ANN401 - anything

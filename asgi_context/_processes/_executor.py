@@ -76,7 +76,7 @@ class ContextProcessPoolExecutor(Executor):
         if initializer is not None:
             check_job(initializer, "a process")
         self._max_workers = _processors() if max_workers is None else max_workers
-        first = None if initializer is None else bytes(pickled((initializer, tuple(initargs)), "job"))
+        first = None if initializer is None else pickled((initializer, tuple(initargs)), "job")
         setup = Setup(mp_context or multiprocessing.get_context("spawn"), first, max_tasks_per_child)
         self._fleet = Fleet(setup, values)
         self._shut = False

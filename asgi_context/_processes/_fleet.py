@@ -69,7 +69,7 @@ class Fleet:
         job = packed(self._crossings.take(), func, args, kwargs)
         return lambda context: context.run(self._run, job)
 
-    def _run(self, job: Iterable[bytes | memoryview]) -> Any:  # noqa: ANN401 - what the job returns
+    def _run(self, job: Iterable[bytes]) -> Any:  # noqa: ANN401 - what the job returns
         while True:
             worker, fresh = self._take()
             try:

@@ -30,7 +30,7 @@ class Line:
         self._look = look
         self._read = bytearray()
 
-    def send(self, *parts: bytes | memoryview) -> None:
+    def send(self, *parts: bytes) -> None:
         """Send a message.
 
         Args:

@@ -29,7 +29,7 @@ SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGTERM})
 """Those that wait until the process has said what it does with them."""
 
 
-def serve(end: socket, initializer: memoryview | bytes | None, ignores_interrupts: bool) -> None:  # noqa: FBT001 - handed over by multiprocessing, by position
+def serve(end: socket, initializer: bytes | None, ignores_interrupts: bool) -> None:  # noqa: FBT001 - handed over by multiprocessing, by position
     """Run jobs until there will be no more: the main function of a process.
 
     Args:
@@ -72,7 +72,7 @@ class _Server:
         if self._busy:
             raise KeyboardInterrupt
 
-    def begins(self, initializer: memoryview | bytes | None) -> bool:
+    def begins(self, initializer: bytes | None) -> bool:
         """Call the initializer, and say how it went.
 
         Args:
@@ -101,7 +101,7 @@ class _Server:
             self._line.send(*answer)
             del answer
 
-    def _answer(self, job: bytes | bytearray) -> list[bytes | memoryview]:
+    def _answer(self, job: bytes | bytearray) -> list[bytes]:
         try:
             self._busy = True
             return Context().run(self._run, job)
@@ -110,7 +110,7 @@ class _Server:
         finally:
             self._busy = False
 
-    def _run(self, job: bytes | bytearray) -> list[bytes | memoryview]:
+    def _run(self, job: bytes | bytearray) -> list[bytes]:
         view = memoryview(job)
         (length,) = _LENGTH.unpack_from(view)
         begin = _LENGTH.size + length
@@ -122,7 +122,7 @@ class _Server:
             return succeeded(result)
 
 
-def packed(crossing: Crossing, func: object, args: object, kwargs: object) -> tuple[bytes | memoryview, ...]:
+def packed(crossing: Crossing, func: object, args: object, kwargs: object) -> tuple[bytes, ...]:
     """Make the message of a job.
 
     Args:

@@ -121,7 +121,7 @@ class Worker:
                 process.start()
         self.process = process
 
-    def ask(self, job: Iterable[bytes | memoryview]) -> bytes | bytearray:
+    def ask(self, job: Iterable[bytes]) -> bytes | bytearray:
         """Have a job run.
 
         Args:
