@@ -1,6 +1,7 @@
 """What runs in the processes, run in this one: the messages that are taken, and the stores that are kept."""
 
 import contextvars
+import multiprocessing
 import operator
 import os
 import pickle
@@ -27,7 +28,7 @@ from asgi_context._processes._forks import _Forks, forks
 from asgi_context._processes._line import Line
 from asgi_context._processes._serving import READY, _Server, packed, serve
 from asgi_context._processes._stores import CrossedStore, Stores
-from asgi_context._processes._worker import NotBegunError, Setup, Worker, _let_signals_wait
+from asgi_context._processes._worker import NotBegunError, Setup, Worker, _signals_waiting
 from asgi_context.errors import (
     AsgiContextError,
     ContextClosedError,
@@ -126,7 +127,8 @@ def test_an_interrupt_counts_while_a_job_runs_and_never_where_it_is_ignored() ->
 
 def test_where_signals_cannot_be_blocked_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(signal, "pthread_sigmask")
-    _let_signals_wait()
+    with _signals_waiting():
+        pass
     assert results(served(job(operator.neg, 1))) == [-1]
 
 
@@ -388,7 +390,7 @@ def worker_of(monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, socket.socket]:
         Line(other).send(READY)
 
     monkeypatch.setattr(Worker, "_launch", launch)
-    worker = Worker(Setup(None))  # type: ignore[arg-type]
+    worker = Worker(Setup(multiprocessing.get_context("spawn")))
     worker.start()
     return worker, kept[0]
 
@@ -440,11 +442,11 @@ def test_a_new_one_that_is_gone_before_it_has_read_its_first_job_is_not_replaced
     monkeypatch.setattr(forks, "pair", lambda: (made := pair(), pairs.append(made[1]))[0])
     monkeypatch.setattr(Worker, "_launch", launch_and_die)
     with pytest.raises(ProcessDiedError):
-        Fleet(Setup(None), ()).call(operator.neg, (1,), {})(contextvars.Context())  # type: ignore[arg-type]
+        Fleet(Setup(multiprocessing.get_context("spawn")), ()).call(operator.neg, (1,), {})(contextvars.Context())
 
 
 def test_one_that_was_never_started_can_be_ended_and_closed() -> None:
-    worker = Worker(Setup(None))  # type: ignore[arg-type]
+    worker = Worker(Setup(multiprocessing.get_context("spawn")))
     worker.end("kill")
     worker.close()
     assert worker.died().exitcode is None

@@ -34,7 +34,9 @@ class ContextProcessPoolExecutor(Executor):
     Resources, pools and tool bridges stay behind.
 
     A process that dies is a `ProcessDiedError` of the job that it ran, and of no other. Processes are started when they
-    are first needed. They end with the executor or with this process, after the job that they run.
+    are first needed. They end with the executor or with this process, after the job that they run. The interpreter
+    waits at its end for all jobs; that of Python 3.12 cannot fork any more then, so that a job which needs a new
+    process for it, with that start method, gets `ProcessStartError`.
 
     Args:
         max_workers: how many jobs run at a time; without it, as many as the machine has processors for this process.

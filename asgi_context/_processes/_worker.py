@@ -2,8 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Generator, Iterable
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
@@ -78,25 +78,15 @@ class Worker:
             ProcessStartError: it could not be started, or its initializer failed.
             ProcessDiedError: it died.
         """
-        failed: list[Exception] = []
-
-        def launch() -> None:
-            try:
-                self._launch()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is told to whose job this is for
-                failed.append(error)
-
-        # In a thread of its own: one of a ThreadPoolExecutor, forked off, would wait for itself at its end.
-        thread = Thread(target=launch, daemon=True)
         try:
-            thread.start()
-        except RuntimeError as error:  # the machine has no more
-            failed.append(error)
-        else:
-            thread.join()
-        if failed:
-            lost = isinstance(failed[0], ChildProcessError)
-            raise ProcessStartError(_NO_FORKSERVER if lost else said(failed[0])) from failed[0]
+            if self._setup.context.get_start_method() == "fork":
+                self._launch_apart()
+            else:
+                self._launch()
+        except ChildProcessError as error:
+            raise ProcessStartError(_NO_FORKSERVER) from error
+        except Exception as error:
+            raise ProcessStartError(said(error)) from error
         if self._doom is not None:
             self.end(self._doom)
         try:
@@ -105,6 +95,22 @@ class Worker:
             raise ProcessDiedError(self._exitcode(), "starting") from None
         if message != READY:
             outcome(message)
+
+    def _launch_apart(self) -> None:
+        # In a thread of its own: one of a ThreadPoolExecutor, forked off, would wait for itself at its end.
+        failed: list[Exception] = []
+
+        def launch() -> None:
+            try:
+                self._launch()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told to whose job this is for
+                failed.append(error)
+
+        thread = Thread(target=launch, daemon=True)
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
 
     def _launch(self) -> None:
         setup = self._setup
@@ -116,8 +122,7 @@ class Worker:
             process: BaseProcess = make.Process(
                 target=serve, args=(others, setup.initializer, setup.ignores_interrupts)
             )
-            _let_signals_wait()
-            with forks.keeping(others):
+            with _signals_waiting(), forks.keeping(others):
                 process.start()
         self.process = process
 
@@ -187,9 +192,16 @@ class Worker:
         return None
 
 
-def _let_signals_wait() -> None:
-    # Ctrl-C goes to every process of a terminal, also to one that has not come far enough to take it. What this thread,
-    # which is there for nothing else, has blocked is blocked in what it starts, until `serve` unblocks it.
-    if hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # which unblocks them, where it must be started
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+@contextmanager
+def _signals_waiting() -> Generator[None, None, None]:
+    # Ctrl-C goes to every process of a terminal, also to one that has not come far enough to take it. What is blocked
+    # here is blocked in what is started here, until `serve` unblocks it.
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which unblocks them, where it must be started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
