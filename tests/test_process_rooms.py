@@ -445,6 +445,15 @@ def test_a_new_one_that_is_gone_before_it_has_read_its_first_job_is_not_replaced
         Fleet(Setup(multiprocessing.get_context("spawn")), ()).call(operator.neg, (1,), {})(contextvars.Context())
 
 
+def test_a_fork_server_that_is_anothers_is_told_by_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(_: object) -> None:
+        raise ChildProcessError
+
+    monkeypatch.setattr(Worker, "_launch", launch)
+    with pytest.raises(ProcessStartError, match="Start processes there by spawn"):
+        Worker(Setup(multiprocessing.get_context("forkserver"))).start()
+
+
 def test_one_that_was_never_started_can_be_ended_and_closed() -> None:
     worker = Worker(Setup(multiprocessing.get_context("spawn")))
     worker.end("kill")
