@@ -196,7 +196,7 @@ def die_answering(size: int) -> None:
 def die_leaving_the_pipe_open(gate: Address) -> None:
     """Die while something else holds the end of the pipe; what that is, the gate is told."""
     pipe = os.dup(_line()._end.fileno())
-    holder = subprocess.Popen(["sleep", str(LONG)], pass_fds=[pipe])
+    holder = subprocess.Popen(["sleep", str(3 * LONG)], pass_fds=[pipe])
     wait_at(gate, pid=holder.pid)
     os._exit(4)
 

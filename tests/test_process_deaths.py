@@ -134,9 +134,11 @@ def test_a_death_is_noticed_where_something_else_holds_the_pipe(gate: Gate) -> N
     thread.start()
     holder = gate.started()
     gate.go()
-    thread.join(LONG)
+    thread.join(LONG / 3)
+    noticed = list(outcome)
     os.kill(holder, signal.SIGKILL)
-    assert [str(error) for error in outcome] == ["the process died while it ran the job (exit status 4)"]
+    thread.join(LONG)
+    assert [str(error) for error in noticed] == ["the process died while it ran the job (exit status 4)"]
     fleet.close(LONG)
 
 

@@ -100,6 +100,27 @@ def test_jobs_are_served_one_after_the_other_each_for_its_own_submitter() -> Non
     assert current_context(None) is None
 
 
+def test_a_job_sees_nothing_of_the_context_that_its_process_is_in() -> None:
+    def serve_one() -> list[Any]:
+        jobs.mark.set("the process's")
+        with bind_context(ANN):
+            return results(served(unbound))
+
+    unbound = job(jobs.marked)
+    assert contextvars.copy_context().run(serve_one) == ["unset"]
+
+
+def test_what_a_job_leaves_behind_keeps_whose_it_is_and_its_values_have_ended() -> None:
+    with bind_context(ANN, values={"locale": "de"}):
+        crossing = Crossings(("locale",)).take()
+    with bound(crossing, Stores()):
+        left = contextvars.copy_context()
+        assert left.run(jobs.value, "locale") == "de"
+    assert left.run(jobs.tenant_at) == "acme"
+    with pytest.raises(ContextClosedError):
+        left.run(jobs.value, "locale")
+
+
 def test_what_cannot_be_read_is_the_jobs_error() -> None:
     (broken, fine) = results(served([b"\0\0\0\0no pickle"], job(operator.neg, 1)))
     assert isinstance(broken, JobPickleError)

@@ -586,10 +586,22 @@ def test_ctrl_c_interrupts_the_job_alone_and_does_nothing_to_a_process_without_o
         done(future)
 
 
-def test_a_process_takes_its_signals_itself(executor: Any) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_process_takes_its_signals_itself(method: str) -> None:
     """After a fork, the parent's event loop would be told of what is sent to the process."""
-    assert done(executor.submit(jobs.handlers)) == (-1, signal.SIG_DFL)
-    assert not done(executor.submit(jobs.blocked)) & {signal.SIGINT, signal.SIGTERM}
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    terminate = signal.signal(signal.SIGTERM, lambda *_: None)
+    wakeup = signal.set_wakeup_fd(writes)
+    try:
+        with executor_of(1, method) as executor:
+            assert done(executor.submit(jobs.handlers)) == (-1, signal.SIG_DFL)
+            assert not done(executor.submit(jobs.blocked)) & {signal.SIGINT, signal.SIGTERM}
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, terminate)
+        os.close(reads)
+        os.close(writes)
 
 
 # Contexts of other kinds
