@@ -38,7 +38,19 @@ def run_job(context: Context, job: Callable[..., _T], args: Iterable[Any], kwarg
     try:
         return context.run(job, *args, **kwargs)
     except _UNFIT as error:
-        raise JobError(type(error).__qualname__) from error
+        raise fit(error) from error
+
+
+def fit(error: BaseException) -> BaseException:
+    """Stand something else in for an error that no caller can be handed.
+
+    Args:
+        error: what a job has raised.
+
+    Returns:
+        The same, or a `JobError`.
+    """
+    return JobError(type(error).__qualname__) if isinstance(error, _UNFIT) else error
 
 
 # StopIteration hangs the awaiting side (CPython 3.11, 3.12), SystemExit and KeyboardInterrupt stop the event loop, and
@@ -53,11 +65,12 @@ _UNFIT: Final = (
 )
 
 
-def check_job(job: object) -> None:
-    """Check what is to run in a thread.
+def check_job(job: object, place: str = "a thread") -> None:
+    """Check what is to run in a thread or in a process.
 
     Args:
         job: what was given.
+        place: where it is to run.
 
     Raises:
         TypeError: it is not callable, or a call would only make what runs later.
@@ -67,7 +80,7 @@ def check_job(job: object) -> None:
         raise TypeError(message)
     kind = runs_later(job)
     if kind is not None:
-        message = f"{job!r} is {kind}: a thread would only make what then runs elsewhere, without the context"
+        message = f"{job!r} is {kind}: {place} would only make what then runs elsewhere, without the context"
         raise TypeError(message)
 
 
@@ -100,10 +113,11 @@ def carry_context(func: Callable[_P, _T], /) -> Callable[_P, _T]:
 def run_in_executor(
     executor: Executor | None, func: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
 ) -> Awaitable[_T]:
-    """Run a blocking function in a thread, under the caller's context.
+    """Run a blocking function in a thread, under the caller's context, or in a process on behalf of the same.
 
     Args:
-        executor: a thread pool, or ``None`` for the running loop's default executor.
+        executor: a thread pool, or ``None`` for the running loop's default executor; or a `ContextProcessPoolExecutor`,
+            into whose processes what it says crosses.
         func: a plain function.
         *args: its arguments.
         **kwargs: its keyword arguments.
@@ -112,7 +126,8 @@ def run_in_executor(
         An ``asyncio.Future`` to be awaited, with what ``func`` returns or raises.
 
     Raises:
-        TypeError: ``func`` is a coroutine function or a generator function, or the executor runs processes.
+        TypeError: ``func`` is a coroutine function or a generator function, or the executor is one of processes that
+            takes nothing along.
         UnsupportedLoopError: there is no running asyncio event loop. From the future: JobError, if ``func`` raised what
             no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError).
     """
@@ -124,12 +139,19 @@ def run_in_executor(
     check_job(func)
     processes = sys.modules.get("concurrent.futures.process")
     if processes is not None and isinstance(executor, processes.ProcessPoolExecutor):
-        message = "a context does not cross into another process: hand what the job needs to it as arguments"
+        message = (
+            "a context does not cross into another process: use asgi_context.processes.ContextProcessPoolExecutor, or "
+            "hand what the job needs to it as arguments"
+        )
         raise TypeError(message)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         raise UnsupportedLoopError("run_in_executor") from None
+    ours = sys.modules.get("asgi_context._processes")
+    if ours is not None and isinstance(executor, ours.ContextProcessPoolExecutor):
+        job: Future[_T] = ours.ContextProcessPoolExecutor.submit(executor, func, *args, **kwargs)
+        return asyncio.wrap_future(job, loop=loop)
     return loop.run_in_executor(executor, partial(run_job, copy_context(), func, args, kwargs))
 
 

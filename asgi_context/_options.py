@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from asgi_context._callables import runs_later
 from asgi_context._extract import Extractor, check_extractor, identity_from, parts_of
@@ -12,6 +12,9 @@ from asgi_context._pool import Pool
 from asgi_context._pools import Workers
 from asgi_context._types import Scope
 from asgi_context.errors import RequestRejected
+
+if TYPE_CHECKING:
+    from asgi_context._processes import Fleet
 
 
 def check_hooks(*, plain: Mapping[str, object], either: Mapping[str, object]) -> None:
@@ -120,8 +123,18 @@ def workers_of(pools: Mapping[str, int | Pool], close_timeout: float) -> dict[st
             message = "pools: a name must be a str that is not empty, not ''"
             raise ValueError(message)
         pool = size if isinstance(size, Pool) else Pool(size)
-        workers[name] = Workers(name, pool, close_timeout, tuple(workers.values()))
+        workers[name] = Workers(name, pool, close_timeout, tuple(workers.values()), _fleet_of(pool))
     return workers
+
+
+def _fleet_of(pool: Pool) -> "Fleet | None":
+    if pool.kind == "thread":
+        return None
+    from multiprocessing import get_context  # noqa: PLC0415 - most apps have no such pool
+
+    from asgi_context._processes import Fleet, Setup  # noqa: PLC0415 - as above
+
+    return Fleet(Setup(get_context(pool.start_method), ignores_interrupts=True), pool.values)
 
 
 def source_of(

@@ -1,4 +1,4 @@
-"""Named pools of threads for blocking jobs, shared fairly by tenants.
+"""Named pools for blocking jobs, of threads or of threads that each wait for a process, shared fairly by tenants.
 
 Each tenant has a lane of its own in a pool. A thread that comes free takes the next job of the tenant that has the
 fewest running, in turns among equals: if one tenant has a thousand jobs waiting, another's first is still the next.
@@ -19,7 +19,8 @@ from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from asgi_context._context import current_binding
 from asgi_context._crashes import log, log_crash
@@ -32,6 +33,9 @@ from asgi_context.errors import (
     PoolWaitError,
     UnsupportedLoopError,
 )
+
+if TYPE_CHECKING:
+    from asgi_context._processes import Fleet
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -148,13 +152,22 @@ class Workers:
         close_timeout: how long closing it may take, in seconds.
         earlier: the pools that stand before it. Its jobs may not wait for these: as all wait in one direction, no two
             pools can wait for each other.
+        fleet: the processes that its threads wait for, where it is a pool of these.
     """
 
-    def __init__(self, name: str, pool: Pool, close_timeout: float, earlier: "tuple[Workers, ...]" = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        pool: Pool,
+        close_timeout: float,
+        earlier: "tuple[Workers, ...]" = (),
+        fleet: "Fleet | None" = None,
+    ) -> None:
         self.name = name
         self.earlier = earlier
         self._close_timeout = close_timeout
         self._pool = pool
+        self.fleet = fleet
         self._per_tenant = pool.threads if pool.per_tenant is None else pool.per_tenant
         self._lock = Lock()
         self._inbox: SimpleQueue[_Job | type[_Everybody] | None] = SimpleQueue()
@@ -301,14 +314,17 @@ class Workers:
         """Take jobs again."""
         with self._lock:
             self._closed = False
+        if self.fleet is not None:
+            self.fleet.open()
 
     async def close(self) -> None:
         """Take no more jobs, and wait for those that are there; the loop runs on, and the jobs may use it.
 
         After ``close_timeout``, jobs that still wait fail with `PoolClosedError`, and jobs that run are left to
-        themselves.
+        themselves; in a process, until this one ends.
         """
         idle: asyncio.Event | None = None
+        deadline = monotonic() + self._close_timeout
         with self._lock:
             self._closed = True
             if self._running:  # under trio none can
@@ -321,6 +337,10 @@ class Workers:
             log.warning("the pool %r is shut down, and %d of its jobs still run", self.name, self._running)
         finally:
             self._send_home()
+            if self.fleet is not None:
+                self.fleet.close(0)
+        if self.fleet is not None and self.fleet.ends():
+            await asyncio.to_thread(self.fleet.close, max(0.0, deadline - monotonic()))
 
     def _send_home(self) -> None:
         with self._lock:
@@ -342,9 +362,10 @@ def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
 
 
 async def run_in_pool(pool: str, func: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Run a blocking function in a named pool of threads, under the caller's context.
+    """Run a blocking function in a named pool, under the caller's context.
 
-    Pools are named in ``ContextMiddleware(pools=...)``, and are shared fairly by tenants.
+    Pools are named in ``ContextMiddleware(pools=...)``, and are shared fairly by tenants. In one of processes, what
+    crosses of the context is what `ContextProcessPoolExecutor` says.
 
     Args:
         pool: name of the pool.
@@ -366,6 +387,7 @@ async def run_in_pool(pool: str, func: Callable[_P, _T], /, *args: _P.args, **kw
         JobError: ``func`` raised what no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt,
             GeneratorExit, CancelledError).
         UnsupportedLoopError: there is no running asyncio event loop.
+        ProcessError: the pool is one of processes, and the job cannot cross, or its process did not start or died.
     """
     check_job(func)
     binding = current_binding()
@@ -373,4 +395,6 @@ async def run_in_pool(pool: str, func: Callable[_P, _T], /, *args: _P.args, **kw
     if workers is None:
         raise PoolNotFoundError(pool)
     call: Callable[[Context], _T] = partial(run_job, job=func, args=args, kwargs=kwargs)
+    if workers.fleet is not None:
+        call = workers.fleet.call(func, args, kwargs)
     return await workers.run(call, binding.tenant)

@@ -5,7 +5,7 @@ outside and is dropped at its end. ``set``, ``update`` and ``clear`` write the i
 request.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -80,6 +80,22 @@ def get_from_context(key: str, default: Any = None) -> Any:  # noqa: ANN401 - wh
         ContextClosedError: the request or block that held the values has ended.
     """
     return _innermost().values.get(key, default)
+
+
+def chosen_values(names: Iterable[str], /) -> dict[str, Any] | None:
+    """Read some values, to hand them on.
+
+    Args:
+        names: their names.
+
+    Returns:
+        Those that there are; ``None`` where the request or block that held them has ended.
+    """
+    try:
+        values = _innermost().values
+    except ContextClosedError:
+        return None
+    return {name: values[name] for name in names if name in values}
 
 
 def update_request_context(**values: Any) -> None:  # noqa: ANN401 - whatever is to be set

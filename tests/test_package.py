@@ -38,8 +38,8 @@ before = set(sys.modules)
 for name in {["asgi_context", *modules]!r}:
     __import__(name)
 roots = {{name.partition(".")[0] for name in set(sys.modules) - before}}
-print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context"}}))
-"""
+print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context", "__mp_main__"}}))
+"""  # which is the name under which multiprocessing finds the main module
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "[]"
 
@@ -47,7 +47,7 @@ print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context"}}))
 MODULES: list[Any] = [
     asgi_context,
     errors,
-    *(import_module(f"asgi_context.{name}") for name in ("values", "expansion", "httpx", "propagation")),
+    *(import_module(f"asgi_context.{name}") for name in ("values", "expansion", "httpx", "processes", "propagation")),
 ]
 
 
@@ -130,12 +130,18 @@ ERRORS = {
     "ExtractorError": errors.ExtractorError("x"),
     "ExtractorTypeError": errors.ExtractorTypeError("call", "int", "str"),
     "JobError": errors.JobError("StopIteration"),
+    "JobPickleError": errors.JobPickleError("job", "reason"),
+    "JobTracebackError": errors.JobTracebackError("Traceback (most recent call last):"),
     "MessagesNotBoundError": errors.MessagesNotBoundError(),
     "PoolClosedError": errors.PoolClosedError("tool"),
     "PoolError": errors.PoolError("tool"),
     "PoolFullError": errors.PoolFullError("tool"),
     "PoolNotFoundError": errors.PoolNotFoundError("tool"),
     "PoolWaitError": errors.PoolWaitError("tool", "tool"),
+    "ProcessContextError": errors.ProcessContextError("resources"),
+    "ProcessDiedError": errors.ProcessDiedError(-9, "running"),
+    "ProcessError": errors.ProcessError("x"),
+    "ProcessStartError": errors.ProcessStartError("reason"),
     "ConnectionNotBoundError": errors.ConnectionNotBoundError(),
     "RequestRejected": errors.RequestRejected(400, "bad", headers=[("a", "b")]),
     "ResourceCloseError": errors.ResourceCloseError([errors.ResourceTimeoutError("Session")]),
@@ -155,6 +161,7 @@ ERRORS = {
     "StateNotConfirmedError": errors.StateNotConfirmedError(0, 1),
     "StateUnavailableError": errors.StateUnavailableError("reason"),
     "StoreNotBoundError": errors.StoreNotBoundError(),
+    "StoreNotSharedError": errors.StoreNotSharedError("MemoryStore", "reason"),
     "ToolBlockingError": errors.ToolBlockingError("run()", "await tool.arun()"),
     "ToolCallNotBoundError": errors.ToolCallNotBoundError(),
     "ToolDefinitionError": errors.ToolDefinitionError("Remember", "has no hint"),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from threading import Lock
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NoReturn
 
 from asgi_context._blocking import pause
 from asgi_context._limits import StateLimits, check_ttl
@@ -14,7 +14,7 @@ from asgi_context._memory._entries import Counter, Entry, Home, Lease, State, by
 from asgi_context._memory._forks import forks
 from asgi_context._memory._numbers import add
 from asgi_context._types import KEEP, Space, Ttl
-from asgi_context.errors import StateLimitError, StateNumberError
+from asgi_context.errors import StateLimitError, StateNumberError, StoreNotSharedError
 
 _MOST_PURGED: Final = 8  # of what is over, in one call
 _MOST_ERASED: Final = 1000  # entries, in one hold of the lock
@@ -69,6 +69,9 @@ class MemoryStore:
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {self._states} states of {len(self._tenants)} tenants>"
+
+    def __reduce__(self) -> NoReturn:
+        raise StoreNotSharedError(type(self).__qualname__, "its states are in the memory of the process that made it")
 
     async def merge(self, space: Space, state: str, fields: Mapping[str, bytes], ttl: Ttl, /) -> bool:
         """Set fields of a state; see `Store`."""

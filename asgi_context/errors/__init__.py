@@ -19,6 +19,12 @@
     │   ├── PoolFullError                       too many jobs of this tenant wait already
     │   ├── PoolWaitError                       a job would wait for its own pool, or for one before it
     │   └── PoolClosedError                     the pool was shut down
+    ├── ProcessError (RuntimeError)
+    │   ├── ProcessStartError                   the process for a job could not be started
+    │   ├── ProcessDiedError                    the process of a job has died
+    │   ├── JobPickleError (TypeError)          a job, its result or its error cannot be pickled
+    │   ├── JobTracebackError                   the traceback of a job there, as the cause of its error
+    │   └── ProcessContextError (LookupError)   what was asked for stays in the process that the job comes from
     ├── ResourceError (RuntimeError)
     │   ├── ResourceNotFoundError (LookupError) there is no factory for that type here
     │   ├── ResourceLoopError                   those here were made on another event loop
@@ -63,6 +69,7 @@
         ├── StateLimitError (RuntimeError)      the store's limits refuse a write
         ├── StateUnavailableError (ConnectionError) the store is down, or slow
         │   └── StateNotConfirmedError          a write was done, but too few replicas have confirmed it
+        ├── StoreNotSharedError (RuntimeError)  the store cannot be used in another process
         └── StateBlockingError (RuntimeError)   .sync on the thread of a running event loop
 
 Wrong arguments are plain ``TypeError`` and ``ValueError``.
@@ -95,6 +102,15 @@ from asgi_context.errors._expansion import (
     ExpansionSyntaxError,
     ExpansionTypeError,
     ExpansionUnsetError,
+)
+from asgi_context.errors._processes import (
+    JobPickleError,
+    JobTracebackError,
+    ProcessContextError,
+    ProcessDiedError,
+    ProcessError,
+    ProcessStartError,
+    StoreNotSharedError,
 )
 from asgi_context.errors._requests import (
     ConnectionClosedError,
@@ -177,12 +193,18 @@ __all__ = [
     "ExtractorError",
     "ExtractorTypeError",
     "JobError",
+    "JobPickleError",
+    "JobTracebackError",
     "MessagesNotBoundError",
     "PoolClosedError",
     "PoolError",
     "PoolFullError",
     "PoolNotFoundError",
     "PoolWaitError",
+    "ProcessContextError",
+    "ProcessDiedError",
+    "ProcessError",
+    "ProcessStartError",
     "RequestRejected",
     "ResourceCloseError",
     "ResourceCycleError",
@@ -201,6 +223,7 @@ __all__ = [
     "StateSerializationError",
     "StateUnavailableError",
     "StoreNotBoundError",
+    "StoreNotSharedError",
     "ToolBlockingError",
     "ToolCallNotBoundError",
     "ToolDefinitionError",

@@ -2,7 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import ceil, inf
 from typing import Any, Final, Self, Unpack
 
@@ -15,6 +16,7 @@ from asgi_context.errors import (
     StateNotConfirmedError,
     StateNumberError,
     StateUnavailableError,
+    StoreNotSharedError,
     UnsupportedLoopError,
 )
 from asgi_context.redis import _scripts as scripts
@@ -92,6 +94,15 @@ class RedisStore:
         self._connections = connections
         self._durable = durable
         self._client = client if isinstance(client, Address) else checked_client(client)
+        self._made: StoreOptions = {
+            "prefix": prefix,
+            "default_ttl": default_ttl,
+            "sliding": sliding,
+            "limits": limits,
+            "timeout": timeout,
+            "connections": connections,
+            "durable": durable,
+        }
         self._links: dict[asyncio.AbstractEventLoop, Link] = {}
 
     @classmethod
@@ -116,6 +127,12 @@ class RedisStore:
 
     def __repr__(self) -> str:
         return f"<RedisStore {self._keys!r}>"
+
+    def __reduce__(self) -> tuple[Callable[..., "RedisStore"], tuple[Any, ...]]:
+        if not isinstance(self._client, Address):
+            reason = "it was made with a client, whose connections are this process's own; make it by from_url"
+            raise StoreNotSharedError(type(self).__qualname__, reason)
+        return partial(type(self), **self._made), (self._client,)
 
     @property
     def deadline(self) -> float:
