@@ -158,7 +158,7 @@ def test_a_call_that_has_too_little_stack_changes_all_or_nothing(call: Callable[
         now.seconds = 1000
         assert at_once(store.names(("acme", "ann"))) in ([], ["s"])
         assert at_once(store.merge(("acme", "ann"), "s", ONE, None)) in {True, False}
-    assert failed > 3
+    assert failed >= 3  # a call is so many frames deep at least; one more where it is traced
 
 
 def test_what_is_not_in_its_place_any_more_takes_nobody_elses() -> None:
