@@ -4,13 +4,17 @@ import asyncio
 import threading
 from typing import Annotated, Any
 
-from jobs_taskiq import broker
+from jobs_taskiq import SenderMiddleware, backend, broker, url
 from queue_probes import bind_at_start, bound, leave
 from taskiq import Context, SimpleRetryMiddleware, TaskiqDepends
+from taskiq_redis import RedisStreamBroker
 
 from asgi_context import Identity, bind_context, current_context, unbound_context
 
 broker.add_middlewares(SimpleRetryMiddleware(default_retry_count=3))
+for_processes = RedisStreamBroker(url, queue_name="for processes").with_result_backend(backend)
+"""Of a worker that runs plain functions in processes."""
+for_processes.add_middlewares(SenderMiddleware())
 bind_at_start()
 
 
@@ -26,6 +30,16 @@ async def who() -> str | None:
 @broker.task
 def who_in_a_thread() -> list[Any]:
     return [bound(), threading.current_thread() is threading.main_thread()]
+
+
+@for_processes.task
+def who_in_a_process() -> str | None:
+    return bound()
+
+
+@for_processes.task
+async def who_beside_processes() -> str | None:
+    return bound()
 
 
 @broker.task

@@ -78,6 +78,18 @@ def test_so_do_plain_functions_in_threads_and_dependencies(sender: Sender) -> No
     assert sender.ask(ANN, "who_depends") == ["acme/ann", "acme/ann"]
 
 
+def test_plain_functions_in_processes_are_nobodys(sender: Sender) -> None:
+    """Least of all the first sender's, for whose task the processes are forked."""
+    command = ["-m", "taskiq", "worker", "--receiver", "jobs_taskiq:ContextReceiver", "--workers", "1"]
+    options = ["--use-process-pool", "--max-process-pool-processes", "1", "jobs_taskiq_probes:for_processes"]
+    sender.run(sender.probes.for_processes.startup())
+    with worker(*command, *options, ready="Listening started"):
+        for person, who in [(ANN, "acme/ann"), (BOB, "bolt/bob"), (None, None)]:
+            assert sender.ask(person, "who_in_a_process") is None
+            assert sender.ask(person, "who_beside_processes") == who
+    sender.run(sender.probes.for_processes.shutdown())
+
+
 def test_a_task_that_nobody_has_sent_is_nobodys(sender: Sender) -> None:
     assert sender.ask(ANN, "who") == "acme/ann"
     sender.nobody_is_bound()
