@@ -6,6 +6,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import nullcontext
 from contextvars import copy_context
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from asgi_context.errors import ContextNotBoundError
 
 class Sender:
     """Sends tasks, and awaits what they return."""
+
+    log: Path  # what the worker says
 
     def __init__(self) -> None:
         self.jobs = import_module("jobs_taskiq")
@@ -60,7 +63,7 @@ def sender() -> Iterator[Sender]:
     options = ["--max-threadpool-threads", "2", "jobs_taskiq:broker", "jobs_taskiq_probes"]
     with recipe("jobs_taskiq", "class ContextReceiver"):
         made = Sender()  # before the worker, which does not read what was sent before it has made the stream's group
-        with worker(*command, *options, ready="Listening started", bound=True):
+        with worker(*command, *options, ready="Listening started", bound=True) as made.log:
             yield made
         made.close()
 
@@ -160,8 +163,10 @@ def test_the_carrier_does_not_come_back_to_be_sent_along(sender: Sender) -> None
 def test_a_carrier_that_is_not_acceptable_fails_the_task(sender: Sender, what: str) -> None:
     make, error = UNACCEPTABLE[what]
     for name in ["who", "who_in_a_thread", "try_again"]:
+        task = sender.send(BOB, name, labels={"asgi-context": make("taskiq")})
         with pytest.raises(error):
-            sender.ask(BOB, name, labels={"asgi-context": make("taskiq")})
+            sender.result(task)
+        assert f"task '{task.task_id}' is refused: {error()}" in sender.log.read_text("utf-8")
     sender.nobody_is_bound()
 
 
