@@ -1,10 +1,13 @@
 """The recipe for a bare ``asyncio.Queue``."""
 
 import asyncio
+import gc
 import logging
 import random
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, nullcontext
+from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
 
@@ -107,8 +110,14 @@ async def test_jobs_of_many_tenants_at_once_each_see_their_own(jobs_of: Any) -> 
 async def test_a_job_that_fails_or_is_cancelled_ends_neither_the_worker_nor_the_next_job(
     jobs_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    class Odd(BaseException):
+        pass
+
     async def fail() -> None:
         raise ValueError
+
+    async def fail_oddly() -> None:
+        raise Odd
 
     async def cancelled() -> None:
         raise asyncio.CancelledError
@@ -121,11 +130,34 @@ async def test_a_job_that_fails_or_is_cancelled_ends_neither_the_worker_nor_the_
 
     async with jobs_of(workers=1) as jobs:
         with bind_context(ANN):
-            for job in (fail, cancelled, cancel_itself):
+            for job in (fail, fail_oddly, cancelled, cancel_itself):
                 jobs.put(job)
         jobs.put(see)
     assert seen == [(None,)]
-    assert [record.message for record in told(caplog)] == ["a job has failed"]
+    failed, cancelled_too = "a job has failed", "a job was cancelled"
+    assert [record.message for record in told(caplog)] == [failed, failed, cancelled_too, cancelled_too]
+
+
+async def test_nothing_is_kept_of_a_job_that_has_ended(jobs_of: Any) -> None:
+    kept: ContextVar[object] = ContextVar("kept")
+    over = asyncio.Event()
+    references: list[weakref.ref[Any]] = []
+
+    class Thing:
+        pass
+
+    async def job() -> None:
+        kept.set(thing := Thing())
+        references.append(weakref.ref(thing))
+        over.set()
+
+    async with jobs_of(workers=1) as jobs:
+        with bind_context(ANN):
+            jobs.put(job)
+        await over.wait()
+        await turns(10)  # the worker waits for the next one
+        gc.collect()
+        assert references[0]() is None
 
 
 async def test_what_a_job_binds_and_forgets_is_gone_with_it(jobs_of: Any) -> None:
@@ -171,7 +203,8 @@ async def test_at_the_end_what_takes_too_long_is_cancelled_and_what_waits_is_dro
                 jobs.put(job)
         await turns(10)
     assert seen == ["acme/ann"] * 2
-    assert [(record.levelno, record.message) for record in told(caplog)] == [(logging.WARNING, "3 jobs were dropped")]
+    assert [record.message for record in told(caplog)] == ["a job was cancelled"] * 2 + ["3 jobs were dropped"]
+    assert {record.levelno for record in told(caplog)} == {logging.WARNING}
 
 
 async def test_a_job_that_fails_when_it_is_cancelled_does_not_hold_up_the_end(
@@ -201,7 +234,7 @@ async def test_where_the_block_fails_nothing_is_waited_for(
                 jobs.put(job)
             await turns(10)
             raise error
-    assert [record.message for record in told(caplog)] == ["1 jobs were dropped"]
+    assert [record.message for record in told(caplog)] == ["a job was cancelled", "1 jobs were dropped"]
 
 
 async def test_jobs_that_jobs_put_are_waited_for_too(jobs_of: Any) -> None:
@@ -213,6 +246,16 @@ async def test_jobs_that_jobs_put_are_waited_for_too(jobs_of: Any) -> None:
 
         with bind_context(ANN):
             jobs.put(more)
+    assert seen == [("acme/ann",)]
+
+
+async def test_in_threads_jobs_are_refused_unless_the_loop_puts_them(jobs_of: Any) -> None:
+    """A queue would take them, and not wake the worker."""
+    async with jobs_of(workers=1) as jobs:
+        with bind_context(ANN):
+            with pytest.raises(RuntimeError, match="no running event loop"):
+                await asyncio.to_thread(jobs.put, see)
+            await asyncio.to_thread(asyncio.get_running_loop().call_soon_threadsafe, jobs.put, see)
     assert seen == [("acme/ann",)]
 
 
