@@ -5,7 +5,7 @@ import threading
 import time
 from typing import Any
 
-from celery import Task
+from celery import Task, group
 from jobs_celery import app
 from queue_probes import bind_at_start, bound, leave
 
@@ -113,6 +113,17 @@ def send_others() -> list[str]:
 @app.task(bind=True)
 def give_way(self: Any) -> None:
     raise self.replace(collect.si("replaced"))
+
+
+@app.task(bind=True)
+def give_way_to_several(self: Any) -> None:
+    raise self.replace(group(collect.s(), collect.s()))
+
+
+@app.task(bind=True)
+def add_another(self: Any) -> str | None:
+    self.add_to_chord(collect.si("added"))
+    return bound()
 
 
 @app.task

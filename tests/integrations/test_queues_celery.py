@@ -199,7 +199,8 @@ def test_callbacks_and_errbacks_have_the_sender_of_the_task(run: Any, broker: re
         run.who.apply_async(link=linked)
         run.fail.apply_async(link_error=[run.note.s("error")])
         chain(run.fail.s(), run.collect.si()).on_error(run.note.s("chain error")).delay()
-    for name in ["one", "two", "chain", "link of the chain", "error", "chain error"]:
+        chord([run.fail.si(), run.who.si()], run.gather.s().on_error(run.note.s("chord error"))).delay()
+    for name in ["one", "two", "chain", "link of the chain", "error", "chain error", "chord error"]:
         assert said(broker, name) == "acme/ann", name
 
 
@@ -213,6 +214,27 @@ def test_a_task_without_carriers_can_stand_in_a_canvas(run: Any) -> None:
     with bind_context(ANN):
         sent = chain(run.collect.s(), run.plain.s(), run.gather.s()).delay()
     assert result(sent) == [["acme/ann"], "plain", None, "acme/ann"]
+
+
+def test_a_callback_may_be_a_plain_dictionary(run: Any, broker: redis_servers.Server) -> None:
+    """Written by hand, with no more in it than Celery asks for."""
+    callback = {"task": run.note.name, "args": ["by hand"], "kwargs": {}, "options": {}}
+    with bind_context(ANN):
+        run.who.apply_async(link=callback)
+    assert said(broker, "by hand") == "acme/ann"
+
+
+def test_a_task_that_makes_way_for_several_has_given_them_its_sender(run: Any) -> None:
+    with bind_context(ANN):
+        sent = [
+            chain(run.give_way_to_several.si(), run.gather.s()).delay(),
+            chord([run.give_way_to_several.si(), run.who.si()], run.gather.s()).delay(),
+            chord([run.add_another.si(), run.who.si()], run.gather.s()).delay(),
+        ]
+    ann = "acme/ann"
+    assert result(sent[0]) == [[ann], [ann], ann]
+    assert result(sent[1]) == [[[ann], [ann]], ann, ann]
+    assert sorted(result(sent[2]), key=str) == sorted([ann, ann, ["added", ann], ann], key=str)
 
 
 def test_a_signature_may_be_sent_again_by_others(run: Any, broker: redis_servers.Server) -> None:
