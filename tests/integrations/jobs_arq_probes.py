@@ -52,6 +52,10 @@ async def wait(ctx: Any) -> None:
     await asyncio.Event().wait()
 
 
+async def wait_silently(ctx: Any) -> None:
+    await asyncio.Event().wait()
+
+
 async def call_others(ctx: Any) -> list[str | None]:
     with bind_context(Identity("other", "olaf")):
         inside = await who(ctx)
@@ -82,7 +86,7 @@ class WorkerSettings:
             [who, whose_request, whoever, must_know, fail, try_again, leave_something, wait, call_others, send_others],
         ),
     ]
-    functions += [func(for_sender(wait), name="wait_too_long", timeout=1)]
+    functions += [func(for_sender(wait_silently), name="wait_too_long", timeout=0.2)]
     cron_jobs: ClassVar = [cron(for_sender(by_the_clock), run_at_startup=True, second=0)]
     poll_delay = 0.02
     allow_abort_jobs = True
