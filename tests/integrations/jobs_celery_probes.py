@@ -70,18 +70,18 @@ def leave_something() -> str | None:
 
 @app.task(soft_time_limit=0.5)
 def too_slow() -> None:
-    threading.Event().wait(20)
+    threading.Event().wait(120)
 
 
 @app.task(time_limit=0.5)
 def far_too_slow() -> None:
-    threading.Event().wait(20)
+    threading.Event().wait(120)
 
 
 @app.task
 def begin() -> None:
     app.backend.client.rpush("begun", json.dumps(bound()))
-    threading.Event().wait(20)
+    threading.Event().wait(120)
 
 
 @app.task

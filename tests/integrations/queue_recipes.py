@@ -30,8 +30,8 @@ from asgi_context.propagation import CarrierKey, to_carrier
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SECRET = "not a secret, since all the world can read this here"
-SECONDS = 60  # that a result may take
-LONGEST = 300  # seconds that a worker may live
+SECONDS = 120  # that a result may take, or the start of a worker
+LONGEST = 600  # seconds that a worker may live
 
 ANN = Identity("acme", "ann")
 BOB = Identity("bolt", "bob")

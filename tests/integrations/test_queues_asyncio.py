@@ -138,6 +138,19 @@ async def test_a_job_that_fails_or_is_cancelled_ends_neither_the_worker_nor_the_
     assert [record.message for record in told(caplog)] == [failed, failed, cancelled_too, cancelled_too]
 
 
+def test_a_job_that_exits_ends_the_loop_as_anywhere(jobs: Any) -> None:
+    async def leave_all() -> None:
+        raise SystemExit(3)
+
+    async def main() -> None:
+        async with asyncio.timeout(SECONDS), jobs.Jobs() as running:
+            running.put(leave_all)
+            await asyncio.Event().wait()
+
+    with pytest.raises(SystemExit, match="3"):
+        asyncio.run(main())
+
+
 async def test_nothing_is_kept_of_a_job_that_has_ended(jobs_of: Any) -> None:
     kept: ContextVar[object] = ContextVar("kept")
     over = asyncio.Event()
