@@ -109,6 +109,11 @@ def fail_with(kind: str) -> None:
         "holding": HoldingError(),
         "group": ExceptionGroup("two", [ValueError(1), KeyError(2)]),
         "silent": SilentError(),
+        "syntax": bad_syntax(),
+        "refusing": RefusingError(),
+        "text": ChangingError(str, "text"),
+        "exit": ChangingError(SystemExit, 3),
+        "stop": ChangingError(StopIteration, 3),
     }[kind]
     raise error
 
@@ -129,6 +134,31 @@ class HoldingError(Exception):
 
     def __init__(self) -> None:
         super().__init__(threading.Lock())
+
+
+def bad_syntax() -> SyntaxError:
+    """Its traceback cannot be had, nor its text."""
+    error = SyntaxError("syntax")
+    error.lineno, error.text = 3, 5  # type: ignore[assignment]
+    return error
+
+
+class RefusingError(Exception):
+    """Pickling it ends the process, unless somebody minds."""
+
+    def __reduce__(self) -> Any:
+        raise SystemExit(5)
+
+
+class ChangingError(Exception):
+    """It is unpickled as something else."""
+
+    def __init__(self, kind: Any, value: object) -> None:
+        super().__init__()
+        self.change = kind, (value,)
+
+    def __reduce__(self) -> Any:
+        return self.change
 
 
 class SilentError(Exception):
@@ -189,7 +219,9 @@ def _line() -> Any:
 
 def die_answering(size: int) -> None:
     """Die after the beginning of an answer."""
-    _line()._end.sendall(struct.pack("!Q", size) + b"half")
+    from asgi_context._processes._line import _MARK
+
+    _line()._end.sendall(_MARK + struct.pack("!Q", size) + b"half")
     kill()
 
 
@@ -199,6 +231,23 @@ def die_leaving_the_pipe_open(gate: Address) -> None:
     holder = subprocess.Popen(["sleep", str(3 * LONG)], pass_fds=[pipe])
     wait_at(gate, pid=holder.pid)
     os._exit(4)
+
+
+def write_into_the_pipe(data: bytes) -> str:
+    """What is written to a file descriptor that one has no more."""
+    os.write(_line()._end.fileno(), data)
+    return "another's"
+
+
+def leave_the_pipe_open() -> tuple[int, int]:
+    """Leave something behind that holds the end of the pipe."""
+    pipe = os.dup(_line()._end.fileno())
+    holder = subprocess.Popen(["sleep", str(3 * LONG)], pass_fds=[pipe], stdout=subprocess.DEVNULL)
+    return os.getpid(), holder.pid
+
+
+def close_all_files() -> None:
+    os.closerange(3, 1024)
 
 
 def live_without_the_pipe() -> None:

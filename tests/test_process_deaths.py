@@ -150,6 +150,31 @@ def test_a_process_that_lives_on_without_its_pipe_is_ended() -> None:
         os.kill(pid, 0)
 
 
+@pytest.mark.parametrize("data", [b"x", b"\0" * 8])
+def test_what_a_job_writes_into_the_pipe_is_no_answer_of_it_nor_of_a_later_one(data: bytes) -> None:
+    with executor_of(1) as executor:
+        assert died(executor.submit(jobs.write_into_the_pipe, data)) == (None, "running")
+        assert [done(executor.submit(operator.neg, number)) for number in range(3)] == [0, -1, -2]
+
+
+def test_a_job_that_closes_all_files_is_the_end_of_its_process_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with executor_of(1) as executor:
+        assert died(executor.submit(jobs.close_all_files)) == (0, "running")
+    assert "Bad file descriptor" not in capfd.readouterr().err
+
+
+def test_a_large_job_for_one_that_has_died_while_its_pipe_was_held_gets_another() -> None:
+    with executor_of(1) as executor:
+        pid, holder = done(executor.submit(jobs.leave_the_pipe_open))
+        os.kill(pid, signal.SIGKILL)
+        try:
+            assert done(executor.submit(len, b"x" * 5_000_000)) == 5_000_000
+        finally:
+            os.kill(holder, signal.SIGKILL)
+
+
 def test_processes_under_fire_lose_no_job_but_those_that_they_ran(executor: Any) -> None:
     rng, running = Random(1), True
     pids = [done(executor.submit(os.getpid)) for _ in range(2)]

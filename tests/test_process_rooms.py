@@ -25,7 +25,7 @@ from asgi_context._processes._crossing import Crossings, bound
 from asgi_context._processes._executor import _run_chunk
 from asgi_context._processes._fleet import _end_all
 from asgi_context._processes._forks import _Forks, forks
-from asgi_context._processes._line import Line
+from asgi_context._processes._line import _MARK, Line
 from asgi_context._processes._serving import READY, _Server, packed, serve
 from asgi_context._processes._stores import CrossedStore, Stores
 from asgi_context._processes._worker import NotBegunError, Setup, Worker, _signals_waiting
@@ -270,13 +270,21 @@ def test_an_end_with_a_timeout_and_nothing_to_look_at_waits() -> None:
 
 
 def test_a_pipe_that_ends_within_a_message_is_at_its_end() -> None:
-    for begun in (b"", b"\0" * 7, b"\0" * 7 + b"\x09half"):
+    for begun in (b"", _MARK[:7], _MARK + b"\0" * 7 + b"\x09half"):
         ours, theirs = socket.socketpair()
         with theirs:
             ours.sendall(begun)
             ours.close()
             with pytest.raises(EOFError):
                 Line(theirs).receive()
+
+
+def test_what_does_not_begin_as_a_message_is_none() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"\0" * 16)
+        with pytest.raises(OSError, match="no message"):
+            Line(ours).receive()
 
 
 # Stores

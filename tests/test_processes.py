@@ -323,6 +323,26 @@ def test_an_error_that_does_not_cross_is_told_with_its_traceback(forked: Any, ki
         assert reason in caught.value.reason
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected", "text"),
+    [
+        ("syntax", SyntaxError, "syntax"),
+        ("refusing", JobPickleError, "the error does not cross between processes: SystemExit: 5"),
+        ("text", JobPickleError, "it was unpickled as str"),
+        ("exit", JobError, "SystemExit was raised"),
+        ("stop", JobError, "StopIteration was raised"),
+    ],
+)
+def test_an_error_with_methods_of_its_own_is_the_jobs_whatever_they_do(
+    forked: Any, kind: str, expected: type[Exception], text: str
+) -> None:
+    pids = {done(forked.submit(os.getpid)) for _ in range(4)}
+    with pytest.raises(expected, match=text) as caught:
+        done(forked.submit(jobs.fail_with, kind))
+    assert "in fail_with" in str(caught.value.__cause__)
+    assert done(forked.submit(os.getpid)) in pids, "the process lives"
+
+
 def test_a_job_that_does_not_pickle_is_an_error_of_its_own(forked: Any) -> None:
     futures = [forked.submit(operator.neg, 1), forked.submit(lambda: None), forked.submit(jobs.take, threading.Lock())]
     assert done(futures[0]) == -1

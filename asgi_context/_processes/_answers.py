@@ -69,7 +69,17 @@ def said(error: BaseException) -> str:
     Returns:
         Its type and its text.
     """
-    return "".join(traceback.format_exception_only(error)).strip()  # which stands a text that cannot be had
+    try:
+        return "".join(traceback.format_exception_only(error)).strip()  # which stands a text that cannot be had
+    except BaseException:  # noqa: BLE001 - but not all that a class may do
+        return type(error).__qualname__
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 - as above
+        return f"{''.join(traceback.format_tb(error.__traceback__))}{said(error)}\n"
 
 
 def succeeded(result: object) -> _Parts:
@@ -96,11 +106,13 @@ def failed(error: BaseException) -> _Parts:
     Returns:
         The parts of the message.
     """
-    text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")
+    text = _traceback_of(error).encode("utf-8", "backslashreplace")
     try:
         body = pickled(fit(error), "error")
     except JobPickleError as why:
         body = pickled(why, "error")
+    except BaseException as why:  # noqa: BLE001 - whatever its methods raise, it is told to the caller
+        body = pickled(JobPickleError("error", said(why)), "error")
     return [b"e", _LENGTH.pack(len(text)), text, body]
 
 
@@ -127,6 +139,11 @@ def outcome(message: bytes | bytearray) -> Any:  # noqa: ANN401 - what the job r
         error = unpickled(view[begin + length :], "error")
     except JobPickleError as why:
         error = why
+    # How an error pickles is for its class to say: it may come out as something else.
+    if isinstance(error, BaseException):
+        error = fit(error)
+    else:
+        error = JobPickleError("error", f"it was unpickled as {type(error).__qualname__}")
     try:
         raise error from JobTracebackError(text)
     finally:

@@ -1,4 +1,4 @@
-"""Messages over a pipe, each with its length before it."""
+"""Messages over a pipe, each with a mark and its length before it."""
 
 from collections.abc import Callable
 from socket import socket
@@ -6,7 +6,8 @@ from struct import Struct
 from typing import Any, Final, TypeVar
 
 _T = TypeVar("_T")
-_LENGTH: Final = Struct("!Q")
+_HEAD: Final = Struct("!8sQ")
+_MARK: Final = b"\xffasgi\xfe\0\1"  # no text begins so
 _SMALL: Final = 16_384  # bytes that are copied rather than sent apart
 _CHUNK: Final = 65_536
 
@@ -40,7 +41,7 @@ class Line:
             OSError: the other end is closed.
         """
         size = sum(map(len, parts))
-        parts = (_LENGTH.pack(size), *parts)
+        parts = (_HEAD.pack(_MARK, size), *parts)
         for part in (b"".join(parts),) if size <= _SMALL else parts:
             left = memoryview(part)
             while left:
@@ -54,13 +55,17 @@ class Line:
 
         Raises:
             EOFError: the other end was closed, perhaps in the midst of a message.
-            OSError: the same, less orderly.
+            OSError: the same, less orderly; or what has come is no message. What a job has by mistake written into the
+                pipe must not pass for its answer, let alone for that of a later one.
         """
         read = self._read
-        while len(read) < _LENGTH.size:
+        while len(read) < _HEAD.size:
             read += _some(self._patiently(self._end.recv, _CHUNK))
-        (size,) = _LENGTH.unpack_from(read)
-        del read[: _LENGTH.size]
+        mark, size = _HEAD.unpack_from(read)
+        if mark != _MARK:
+            message = "what has come is no message"
+            raise OSError(message)
+        del read[: _HEAD.size]
         if len(read) >= size:
             message = bytes(read[:size])
             del read[:size]

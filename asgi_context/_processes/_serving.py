@@ -7,6 +7,7 @@ has closed the pipe, though not in the midst of a job.
 
 import pickle
 import signal
+from contextlib import suppress
 from contextvars import Context, copy_context
 from socket import socket
 from struct import Struct
@@ -50,7 +51,8 @@ def serve(end: socket, initializer: bytes | None, ignores_interrupts: bool) -> N
         pass
     finally:
         server.stores.close()
-        end.close()
+        with suppress(OSError):  # a job may have closed it
+            end.close()
 
 
 def _take_signals(server: "_Server", *, ignores_interrupts: bool) -> None:

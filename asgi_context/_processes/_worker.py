@@ -142,7 +142,7 @@ class Worker:
         self._jobs += 1
         try:
             self._line.send(*job)
-        except OSError:
+        except (EOFError, OSError):
             raise NotBegunError from None
         try:
             return self._line.receive()
