@@ -134,7 +134,7 @@ def _fleet_of(pool: Pool) -> "Fleet | None":
 
     from asgi_context._processes import Fleet, Setup  # noqa: PLC0415 - as above
 
-    return Fleet(Setup(get_context(pool.start_method), ignores_interrupts=True), pool.values)
+    return Fleet(Setup(get_context(pool.start_method), of_server=True), pool.values)
 
 
 def source_of(

@@ -20,7 +20,7 @@ class Pool:
             counts as one tenant.
         queue: how many jobs of one tenant may wait; beyond that, `PoolFullError`.
         kind: ``"process"`` runs each job in another process, as `ContextProcessPoolExecutor` does. Ctrl-C in a terminal
-            does not reach these, so that a server that is asked to end can finish its jobs.
+            does not reach these, nor does SIGTERM, so that a server that is asked to end can finish its jobs.
         values: with processes, which of `asgi_context.values` cross, by name. They must be such as can be pickled.
         start_method: with processes, how they are started (see `multiprocessing`).
 

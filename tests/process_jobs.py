@@ -250,6 +250,10 @@ def close_all_files() -> None:
     os.closerange(3, 1024)
 
 
+def leave_a_thread() -> None:
+    threading.Thread(target=time.sleep, args=(3 * LONG,)).start()
+
+
 def live_without_the_pipe() -> None:
     _line()._end.close()
     time.sleep(LONG)

@@ -185,14 +185,35 @@ async def test_a_process_that_takes_its_time_to_end_is_waited_for_as_long_as_clo
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
-async def test_ctrl_c_does_not_reach_the_jobs_of_a_server_that_drains(
-    asyncio_only: None, gate: Gate, method: Any
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_what_asks_a_server_to_end_does_not_reach_the_jobs_that_it_finishes(
+    asyncio_only: None, gate: Gate, method: Any, number: int
 ) -> None:
     async with site(tool=Pool(1, kind="process", start_method=method)) as web:
         running = await web.start("acme", jobs.interrupted, gate.address)
-        os.kill(await started(gate), signal.SIGINT)
+        os.kill(await started(gate), number)
         gate.go()
         assert await running is None
+
+
+def test_a_thread_that_a_pools_job_leaves_behind_does_not_keep_the_interpreter_from_ending() -> None:
+    code = f"""
+import asyncio, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import process_jobs as jobs
+from pools import Site
+from asgi_context import Pool
+
+async def main():
+    web = Site(close_timeout=0.01, tool=Pool(1, kind="process"))
+    await web.ask("acme", jobs.leave_a_thread)
+    await web.middleware.close()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=LONG)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_pools_job_that_never_ends_does_not_keep_the_interpreter_from_ending() -> None:

@@ -188,20 +188,59 @@ def test_what_stays_behind_and_what_has_ended_says_so() -> None:
 
 
 def test_at_the_end_of_this_process_all_others_end_whatever_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ending:
-        def __init__(self) -> None:
-            self.seen: list[Any] = []
+    class Process(Quick):
+        def join(self, timeout: float | None = None) -> None:
+            seen.append(timeout)
 
-        def close(self, timeout: float) -> None:
-            self.seen.append(timeout)
+        def kill(self) -> None:
+            seen.append("kill")
 
-        def end(self, how: str) -> None:
-            self.seen.append(how)
+    seen: list[Any] = []
+    monkeypatch.setattr("asgi_context._processes._fleet._GRACE", 0.0)
+    for of_server in (False, True):
+        fleet = Fleet(Setup(multiprocessing.get_context("spawn"), of_server=of_server), ())
+        busy, idle, ending = (Worker(fleet._setup) for _ in range(3))
+        for worker in (busy, idle, ending):
+            worker.process = Process()  # type: ignore[assignment]
+        fleet._busy.add(busy)
+        fleet._idle.append(idle)
+        fleet._dismiss(ending)
+        with monkeypatch.context() as patched:
+            patched.setattr("asgi_context._processes._fleet._fleets", {fleet})
+            _end_all()
+        assert seen == ([0, 0, "kill", 0, 0, "kill", "kill", "kill"] if of_server else [0, 0])
+        seen.clear()
+    with pytest.raises(ProcessStartError, match="all processes were ended"):
+        fleet.call(operator.neg, (1,), {})(contextvars.Context())
 
-    fleet = Ending()
-    monkeypatch.setattr("asgi_context._processes._fleet._fleets", [fleet])
-    _end_all()
-    assert fleet.seen == [0, "kill"]
+
+def test_no_process_is_started_for_a_job_whose_process_was_ended_before_it_had_read_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asgi_context._processes._worker._PATIENCE", 1)
+    worker, other = worker_of(monkeypatch)
+    fleet = Fleet(Setup(multiprocessing.get_context("spawn")), ())
+    fleet._idle.append(worker)
+    fleet.end("kill")
+    other.close()
+    with pytest.raises(ProcessDiedError):
+        fleet.call(operator.neg, (1,), {})(contextvars.Context())
+    worker.close()
+
+
+def test_sigterm_is_left_to_the_parent_in_a_process_of_a_server_but_not_in_those_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert results(served(job(signal.raise_signal, signal.SIGTERM))) == [None]
+    ours, theirs = socket.socketpair()
+    with ours, theirs, signals_kept():
+        server = _Server(Line(ours))
+        sent: list[Any] = []
+        monkeypatch.setattr(os, "kill", lambda *what: sent.append(what))
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        server.told_to_end(signal.SIGTERM, None)
+        assert sent == [(1, signal.SIGTERM)]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_fork_closes_all_ends_but_that_which_it_is_for_and_forgets() -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import operator
 import os
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -623,6 +624,26 @@ def test_a_process_takes_its_signals_itself(method: str) -> None:
         signal.signal(signal.SIGTERM, terminate)
         os.close(reads)
         os.close(writes)
+
+
+def test_processes_of_others_from_the_same_fork_server_can_still_be_terminated() -> None:
+    code = """
+import multiprocessing, operator, time
+from asgi_context.processes import ContextProcessPoolExecutor
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    with ContextProcessPoolExecutor(1, context) as executor:
+        executor.submit(operator.neg, 1).result()
+    other = context.Process(target=time.sleep, args=(60,))
+    other.start()
+    time.sleep(0.2)
+    other.terminate()
+    other.join(10)
+    print(other.exitcode, flush=True)
+    other.kill()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=LONG)
+    assert done.stdout == f"-{signal.SIGTERM:d}\n", done.stderr
 
 
 # Contexts of other kinds

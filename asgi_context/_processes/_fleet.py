@@ -18,8 +18,11 @@ from asgi_context._processes._crossing import Crossings
 from asgi_context._processes._forks import forks
 from asgi_context._processes._serving import packed
 from asgi_context._processes._worker import NotBegunError, Setup, Worker
+from asgi_context.errors import ProcessStartError
 
 _T = TypeVar("_T")
+_GRACE: Final = 2.0  # seconds for what is idle to flush its output and close its stores, where this process ends
+_ENDED: Final = "all processes were ended meanwhile"
 
 
 class Fleet:
@@ -44,6 +47,7 @@ class Fleet:
         self._busy: set[Worker] = set()
         self._ending: list[BaseProcess] = []
         self._closed = False
+        self._ended = False
 
     def __del__(self) -> None:
         for worker in self._idle:
@@ -78,7 +82,7 @@ class Fleet:
                 message = worker.ask(job)
             except NotBegunError:
                 self._lose(worker)
-                if fresh:
+                if fresh or self._ended:
                     raise worker.died() from None
                 continue  # it died while it was idle, which is no job's error
             except BaseException:
@@ -90,6 +94,8 @@ class Fleet:
     def _take(self) -> tuple[Worker, bool]:
         with self._lock:
             fresh = not self._idle
+            if fresh and self._ended:
+                raise ProcessStartError(_ENDED)
             worker = Worker(self._setup) if fresh else self._idle.pop()
             self._busy.add(worker)
         return worker, fresh
@@ -144,26 +150,44 @@ class Fleet:
             return bool(self._ending)
 
     def end(self, how: Literal["kill", "terminate"]) -> None:
-        """End all processes at once, whatever they run.
+        """End all processes at once, whatever they run, and start no more.
 
         Args:
             how: by which method of `multiprocessing.Process`.
         """
         with self._lock:
-            workers = [*self._idle, *self._busy]
+            self._ended = True
+            workers, ending = [*self._idle, *self._busy], list(self._ending)
         for worker in workers:
             worker.end(how)
+        for process in ending:
+            getattr(process, how)()
+
+    def finish(self) -> None:
+        """End the processes where this one ends.
+
+        An executor's jobs are done by then; its processes may take their time, as they have it where it is shut down.
+        Those of a server had theirs when it closed its pools, and as daemon threads would, must not keep this process
+        from ending: neither by a job, by those that wait for it, nor by a thread that a job has left behind.
+        """
+        self.close(0)
+        if not self._setup.of_server:
+            return
+        with self._lock:
+            self._ended = True
+            busy = list(self._busy)
+        for worker in busy:
+            worker.end("kill")
+        self.close(_GRACE)
+        self.end("kill")
 
 
 _fleets: Final[WeakSet[Fleet]] = WeakSet()
 
 
 def _end_all() -> None:
-    # An executor's jobs are done by now. Those of a pool were given their time when it was closed, and as daemon
-    # threads would, must not keep this process from ending.
     for fleet in list(_fleets):
-        fleet.close(0)
-        fleet.end("kill")
+        fleet.finish()
 
 
 # The last to be registered is the first to be called: `multiprocessing`, which is imported above, waits for all

@@ -63,8 +63,8 @@ class Line:
             read += _some(self._patiently(self._end.recv, _CHUNK))
         mark, size = _HEAD.unpack_from(read)
         if mark != _MARK:
-            message = "what has come is no message"
-            raise OSError(message)
+            problem = "what has come is no message"
+            raise OSError(problem)
         del read[: _HEAD.size]
         if len(read) >= size:
             message = bytes(read[:size])

@@ -5,6 +5,7 @@ copy of all that its parent had bound, and what one job sets is not for the next
 has closed the pipe, though not in the midst of a job.
 """
 
+import os
 import pickle
 import signal
 from contextlib import suppress
@@ -30,20 +31,21 @@ SIGNALS: Final = frozenset({signal.SIGINT, signal.SIGTERM})
 """Those that wait until the process has said what it does with them."""
 
 
-def serve(end: socket, initializer: bytes | None, ignores_interrupts: bool) -> None:  # noqa: FBT001 - handed over by multiprocessing, by position
+def serve(end: socket, initializer: bytes | None, of_server: bool) -> None:  # noqa: FBT001 - handed over by multiprocessing, by position
     """Run jobs until there will be no more: the main function of a process.
 
     Args:
         end: its end of the pipe.
         initializer: the pickle of a function and its arguments, to be called first.
-        ignores_interrupts: whether Ctrl-C in a terminal, which goes to every process of a server, is left to the
-            parent; else it interrupts the job.
+        of_server: whether Ctrl-C in a terminal, and the SIGTERM of a service manager, which go to every process of a
+            server, are left to the parent, so that it can finish its jobs; else the one interrupts the job, and the
+            other ends the process.
     """
     end.settimeout(None)
     end.set_inheritable(False)  # what a job starts must not hold it
     forks.add_end(end)
     server = _Server(Line(end))
-    _take_signals(server, ignores_interrupts=ignores_interrupts)
+    _take_signals(server, of_server=of_server)
     try:
         if server.begins(initializer):
             server.serve()
@@ -55,11 +57,11 @@ def serve(end: socket, initializer: bytes | None, ignores_interrupts: bool) -> N
             end.close()
 
 
-def _take_signals(server: "_Server", *, ignores_interrupts: bool) -> None:
+def _take_signals(server: "_Server", *, of_server: bool) -> None:
     # After a fork there are still those of the parent: its event loop would be told of what is sent to this process.
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN if ignores_interrupts else server.interrupted)
+    signal.signal(signal.SIGTERM, server.told_to_end if of_server else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if of_server else server.interrupted)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
@@ -69,6 +71,13 @@ class _Server:
         self.stores = Stores()
         self._line = line
         self._busy = False
+        self._pid = os.getpid()
+
+    def told_to_end(self, number: int, _frame: FrameType | None) -> None:
+        # Not by SIG_IGN, which the programs that a job runs would take over. Nor may its own processes.
+        if os.getpid() != self._pid:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def interrupted(self, _number: int, _frame: FrameType | None) -> None:
         if self._busy:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Generator, Iterable
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from socket import socket
@@ -40,14 +40,15 @@ class Setup:
         context: of `multiprocessing`, by which they are started.
         initializer: the pickle of what each calls first.
         most_jobs: how many jobs each runs.
-        ignores_interrupts: see `serve`.
+        of_server: whether they are of a server: what signals go to all of its processes are left to this one (see
+            `serve`), and none of them keeps this one from ending.
         look: how often to look whether one lives that says nothing, in seconds.
     """
 
     context: BaseContext
     initializer: bytes | None = None
     most_jobs: int | None = None
-    ignores_interrupts: bool = False
+    of_server: bool = False
     look: float = _LOOK
 
 
@@ -119,9 +120,10 @@ class Worker:
         self._line = Line(self._end, self._look)
         make: Any = setup.context  # whose subclasses have it
         with closing(others):
-            process: BaseProcess = make.Process(
-                target=serve, args=(others, setup.initializer, setup.ignores_interrupts)
-            )
+            process: BaseProcess = make.Process(target=serve, args=(others, setup.initializer, setup.of_server))
+            if setup.context.get_start_method() == "forkserver":
+                # It is everybody's: what is blocked in it would be so in the processes of others too, for good.
+                forkserver.ensure_running()
             with _signals_waiting(), forks.keeping(others):
                 process.start()
         self.process = process
