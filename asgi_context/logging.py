@@ -54,20 +54,24 @@ class ContextFilter(logging.Filter):
         Returns:
             ``True``.
         """
-        try:
-            name = record.name
-            if name in self._outside or name.startswith(self._below):
-                told = NOBODY
-            else:
-                # uvicorn writes it in the call of `send`, inside of the middleware, but for the 500 with which it
-                # answers itself after an exception.
-                told = describe(running=name == _ACCESS, taken=self._unbound)
-            for field, text in zip(FIELDS, told, strict=True):
-                if not hasattr(record, field):
-                    setattr(record, field, self._unbound if text is None else text)
-        except Exception:  # noqa: BLE001, S110 - a record of the user's own making; logging must not stop what it tells of
-            pass
+        name: object = getattr(record, "name", None)  # `makeLogRecord` may make one without
+        if type(name) is str and (name in self._outside or name.startswith(self._below)):
+            told = NOBODY
+        else:
+            # uvicorn writes it in the call of `send`, inside of the middleware, but for the 500 with which it answers
+            # by itself after an exception.
+            told = describe(running=name == _ACCESS, taken=self._unbound)
+        for field, text in zip(FIELDS, told, strict=True):
+            _add(record, field, self._unbound if text is None else text)
         return True
+
+
+def _add(record: logging.LogRecord, field: str, text: str | None) -> None:
+    try:
+        if not hasattr(record, field):
+            setattr(record, field, text)
+    except Exception:  # noqa: BLE001, S110 - a record of the user's own making; logging must not stop what it tells of
+        pass
 
 
 def context_fields(*, unbound: str | None = "-") -> dict[str, str | None]:
