@@ -1,7 +1,7 @@
 """What a log line may tell of who asks: as text that cannot be taken for anything else of the line."""
 
 import re
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from asgi_context._context import current_binding
 from asgi_context._identity import read_id
@@ -18,15 +18,10 @@ FIELDS: Final = ("ctx_tenant", "ctx_user", "ctx_request_id")
 """What the fields are called, in every kind of log."""
 
 
-class Described(NamedTuple):
-    """Who asks here, escaped; each ``None`` where there is nothing to tell."""
+Described: TypeAlias = tuple[str | None, str | None, str | None]
+"""Tenant, user and request id, escaped; each ``None`` where there is nothing to tell."""
 
-    tenant: str | None
-    user: str | None
-    request_id: str | None
-
-
-NOBODY: Final = Described(None, None, None)
+NOBODY: Final[Described] = (None, None, None)
 
 
 def describe(*, running: bool = False, taken: str | None = None) -> Described:
@@ -46,7 +41,7 @@ def describe(*, running: bool = False, taken: str | None = None) -> Described:
         return NOBODY
     tenant, user, ids = binding.tenant, binding.user, binding.ids
     try:
-        return Described(
+        return (
             None if tenant is None else escaped(tenant, taken),
             None if user is None else escaped(user, taken),
             None if ids is None else escaped(read_id(ids), taken),
