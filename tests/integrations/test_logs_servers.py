@@ -70,7 +70,8 @@ def logged(handler: logging.Handler, *names: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for log, (log.handlers, log.propagate, level) in zip(loggers, before, strict=True):
+        for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            log.handlers, log.propagate = handlers, propagate
             log.setLevel(level)
 
 
@@ -163,6 +164,11 @@ def test_what_a_server_writes_of_an_exception_that_left_the_app_is_nobodys(told:
     for path in ("/crash", "/crash-after"):
         assert told.lines.of(".access", path) == ["-"], "the server answers it by itself, outside of the middleware"
         assert told.lines.of(".error", path) == ["-"]
+
+
+def test_the_line_of_a_websocket_tells_who_opened_it_where_it_is_an_access_line(told: Told) -> None:
+    (line,) = (line for line in told.lines.lines if line.path == "/ws")
+    assert (line.logger, line.tenant) in {("uvicorn.error", "-"), ("hypercorn.access", "acme")}
 
 
 def test_what_uvicorn_writes_there_would_be_somebody_elses(told: Told, request: pytest.FixtureRequest) -> None:
