@@ -48,7 +48,7 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        found = re.search(r'"(?:\w+) (/\S*)', record.getMessage())
+        found = re.search(r'"(?:\w+) (/[^\s"]*)', record.getMessage())
         path = str(error) if error else found[1] if found else None
         if path is not None:
             tenant, request_id = record.ctx_tenant, record.ctx_request_id  # type: ignore[attr-defined]
