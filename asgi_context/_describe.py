@@ -13,10 +13,8 @@ _OTHER: Final = re.compile(r"[^A-Za-z0-9._\-~@:|+=]")
 _LONGEST: Final = 128  # characters: a header may be as long as a server lets it, and each line repeats it
 _CUT: Final = r"\..."  # no escape looks like it
 
-
 FIELDS: Final = ("ctx_tenant", "ctx_user", "ctx_request_id")
 """What the fields are called, in every kind of log."""
-
 
 Described: TypeAlias = tuple[str | None, str | None, str | None]
 """Tenant, user and request id, escaped; each ``None`` where there is nothing to tell."""

@@ -54,8 +54,8 @@ class ContextFilter(logging.Filter):
         Returns:
             ``True``.
         """
-        name: object = getattr(record, "name", None)  # `makeLogRecord` may make one without
-        if type(name) is str and (name in self._outside or name.startswith(self._below)):
+        name = _name_of(record)
+        if name in self._outside or name.startswith(self._below):
             told = NOBODY
         else:
             # uvicorn writes it in the call of `send`, inside of the middleware, but for the 500 with which it answers
@@ -64,6 +64,14 @@ class ContextFilter(logging.Filter):
         for field, text in zip(FIELDS, told, strict=True):
             _add(record, field, self._unbound if text is None else text)
         return True
+
+
+def _name_of(record: logging.LogRecord) -> str:
+    try:
+        name: object = record.name
+    except Exception:  # noqa: BLE001 - as in `_add`
+        return ""
+    return name if isinstance(name, str) else ""  # `makeLogRecord` may make one without
 
 
 def _add(record: logging.LogRecord, field: str, text: str | None) -> None:

@@ -263,10 +263,24 @@ class Broken(logging.LogRecord):
         raise OSError("down")
 
 
+class Nameless(logging.LogRecord):
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def name(self) -> NoReturn:
+        raise OSError("down")
+
+    def filtered(self) -> list[Any]:
+        assert ContextFilter().filter(self) is True
+        return [getattr(self, field) for field in FIELDS]
+
+
 def test_it_never_raises_and_never_holds_back_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     record: Any
     for record in (Slotted(), object(), Broken("x", 10, "x", 1, "x", None, None)):
         assert ContextFilter().filter(record) is True
+    assert Nameless().filtered() == ["-", "-", "-"]
     assert (record.ctx_user, record.ctx_request_id) == ("-", "-"), "the other fields are there"
 
     def fail(_: int) -> NoReturn:
