@@ -22,7 +22,13 @@ from asgi_context import errors
 ROOT = Path(__file__).parent.parent
 
 
-EXTRAS = ("asgi_context.expansion", "asgi_context.jwt", "asgi_context.redis", "asgi_context.tools")
+EXTRAS = (
+    "asgi_context.expansion",
+    "asgi_context.jwt",
+    "asgi_context.redis",
+    "asgi_context.structlog",
+    "asgi_context.tools",
+)
 
 
 def test_it_imports_nothing_outside_the_standard_library() -> None:
@@ -47,7 +53,10 @@ print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context", "__mp_main
 MODULES: list[Any] = [
     asgi_context,
     errors,
-    *(import_module(f"asgi_context.{name}") for name in ("values", "expansion", "httpx", "processes", "propagation")),
+    *(
+        import_module(f"asgi_context.{name}")
+        for name in ("values", "expansion", "httpx", "logging", "processes", "propagation", "structlog")
+    ),
 ]
 
 

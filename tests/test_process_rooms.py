@@ -527,3 +527,24 @@ def test_one_that_was_never_started_can_be_ended_and_closed() -> None:
     worker.end("kill")
     worker.close()
     assert worker.died().exitcode is None
+
+
+def test_whoever_waits_for_long_looks_whether_the_process_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, other = worker_of(monkeypatch)
+    other.setblocking(False)
+    worker._end.settimeout(0.01)  # type: ignore[union-attr]
+    looked: list[int | None] = []
+
+    def look() -> None:
+        looked.append(worker.process.exitcode)  # type: ignore[union-attr]
+        worker._look()
+        if len(looked) == 3:
+            worker.process.kill()  # type: ignore[union-attr]
+
+    worker._line = Line(worker._end, look)  # type: ignore[arg-type]
+    with pytest.raises(ProcessDiedError) as caught:
+        worker.ask([b"job"])
+    assert looked == [None, None, None, -9]
+    assert caught.value.exitcode == -9
+    worker.close()
+    other.close()

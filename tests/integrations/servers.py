@@ -129,9 +129,12 @@ class _ListeningConfig(hypercorn.config.Config):
 
 
 class Hypercorn(ServerThread):
+    access_log: logging.Logger | None = None
+
     async def _serve(self) -> None:
         config = _ListeningConfig()
         config.listener = self._listener
+        config.accesslog = self.access_log
         config.errorlog = logging.getLogger("hypercorn.error")
         config.graceful_timeout = 5
         self._loop = asyncio.get_running_loop()

@@ -1,5 +1,6 @@
 """What type checkers see of the public names: checked by mypy and pyright, never run."""
 
+import logging
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, assert_type
 
 import httpx
 import httpx2
+import structlog
 
 from asgi_context import (
     ContextMiddleware,
@@ -32,7 +34,9 @@ from asgi_context import (
 from asgi_context._types import ASGIApp
 from asgi_context.expansion import Template, expand, load_yaml
 from asgi_context.httpx import context_hook
+from asgi_context.logging import ContextFilter, context_fields
 from asgi_context.propagation import CarrierKey, context_headers, from_carrier, from_carrier_header, to_carrier
+from asgi_context.structlog import add_context
 
 KEY = CarrierKey("1", b"0123456789abcdef0123456789abcdef")
 
@@ -73,6 +77,10 @@ async def use(app: ASGIApp, pool: ContextThreadPoolExecutor) -> None:
     hook(httpx2.Request("GET", "https://api.example.com"))
     httpx.Client(event_hooks={"request": [hook]})
     httpx2.AsyncClient(event_hooks={"request": [hook]})
+
+    logging.NullHandler().addFilter(ContextFilter(unbound=None, outside=["asyncio"]))
+    assert_type(context_fields(), dict[str, str | None])
+    structlog.configure(processors=[add_context, structlog.processors.JSONRenderer()])
 
     with bind_context(Identity("acme")) as context:
         assert_type(context, RequestContext)
