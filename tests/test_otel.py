@@ -94,9 +94,9 @@ def test_the_attributes_may_have_other_names_or_be_left_out() -> None:
 
 
 def test_each_span_says_whose_it_was_when_it_began(traces: Traces) -> None:
-    with bind_context(ANN), traces.tracer.start_as_current_span("outer"), bind_context(RequestContext("other", "bob")):
-        with traces.tracer.start_as_current_span("inner"):
-            pass
+    start = traces.tracer.start_as_current_span
+    with bind_context(ANN), start("outer"), bind_context(RequestContext("other", "bob")), start("inner"):
+        pass
     assert (traces.spans["outer"]["tenant.id"], traces.spans["inner"]["tenant.id"]) == ("acme", "other")
 
 
@@ -160,11 +160,9 @@ def starlette(traces: Traces, *, tells: bool = False) -> Any:
 class TestRequests:
     async def test_around_the_instrumentation_every_span_says_whose_it_is(self, traces: Traces) -> None:
         assert await ask(identified(instrumented(starlette(traces), traces))) == 200
-        assert traces.spans == {"GET /": ALL, "GET / http send": ALL, "work": ALL} or traces.spans == {
-            "GET": ALL,
-            "GET http send": ALL,
-            "work": ALL,
-        }
+        assert "work" in traces.spans
+        assert len(traces.spans) > 2
+        assert all(attributes == ALL for attributes in traces.spans.values())
 
     async def test_inside_of_it_the_server_s_span_is_older_than_the_identity(self, traces: Traces) -> None:
         assert await ask(instrumented(identified(starlette(traces)), traces)) == 200
