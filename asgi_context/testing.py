@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from asgi_context._claims import NO_CLAIMS
-from asgi_context._context import Binding, bind_context, current_binding, enter_binding, exit_binding
+from asgi_context._context import Binding, bind_context, enter_binding, exit_binding
 from asgi_context._identity import RequestContext
 from asgi_context._types import Store
 from asgi_context.errors import ContextLeftError
@@ -52,12 +52,10 @@ class TestBinding:
     ) -> None:
         identity = RequestContext(tenant, user, request_id, claims)
         self._block = bind_context(identity, values=values, store=store)
-        self._binding: Binding | None = None
+        self._binding = self._block._binding  # noqa: SLF001 - ours
 
     def __enter__(self) -> RequestContext:
-        context = self._block.__enter__()
-        self._binding = current_binding()
-        return context
+        return self._block.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
@@ -67,8 +65,7 @@ class TestBinding:
         finally:
             # A runner of async tests that was started meanwhile keeps a copy of the Context, and runs the next test
             # in it.
-            if self._binding is not None:
-                self._binding.revoke()
+            self._binding.revoke()
 
     def carried(self, test: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         """Bind it in the task of an async test as well, which may have been started before it was bound.
@@ -83,8 +80,6 @@ class TestBinding:
         @wraps(test)
         async def bound(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever the test takes and returns
             __tracebackhide__ = True
-            if self._binding is None:
-                return await test(*args, **kwargs)
             token = enter_binding(self._binding)
             try:
                 return await test(*args, **kwargs)

@@ -46,9 +46,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     Args:
         item: the test.
     """
-    if item.get_closest_marker("bound_context") is not None:
-        if not isinstance(item, pytest.Function):
-            return
+    if isinstance(item, pytest.Function) and item.get_closest_marker("bound_context") is not None:
         if "bound_context" not in item.fixturenames:
             item.fixturenames.append("bound_context")
 
@@ -97,11 +95,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     Returns:
         What pytest's own hook has returned.
     """
+    if not isinstance(item, pytest.Function):
+        return (yield)
     binding = item.stash.get(_binding, None)
-    guards = isinstance(item, pytest.Function) and (
-        "no_context_left" in item.fixturenames or item.config.getini(_OPTION)
-    )
-    if not isinstance(item, pytest.Function) or (binding is None and not guards):
+    guards = "no_context_left" in item.fixturenames or item.config.getini(_OPTION)
+    if binding is None and not guards:
         return (yield)
     from asgi_context.testing import guarded, no_context_left  # noqa: PLC0415 - see above
 

@@ -22,7 +22,7 @@ from asgi_context import errors
 ROOT = Path(__file__).parent.parent
 
 
-EXTRAS = ("asgi_context.expansion", "asgi_context.jwt", "asgi_context.redis", "asgi_context.tools")
+EXTRAS = tuple(f"asgi_context.{name}" for name in ("expansion", "jwt", "otel", "redis", "sentry", "tools"))
 
 
 def test_it_imports_nothing_outside_the_standard_library() -> None:
@@ -47,7 +47,10 @@ print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context", "__mp_main
 MODULES: list[Any] = [
     asgi_context,
     errors,
-    *(import_module(f"asgi_context.{name}") for name in ("values", "expansion", "httpx", "processes", "propagation")),
+    *(
+        import_module(f"asgi_context.{name}")
+        for name in ("values", "expansion", "httpx", "otel", "processes", "propagation", "sentry", "testing")
+    ),
 ]
 
 
@@ -119,6 +122,7 @@ ERRORS = {
     "CarrierVersionError": errors.CarrierVersionError(),
     "ConnectionClosedError": errors.ConnectionClosedError(4401, "identity_expired"),
     "ContextClosedError": errors.ContextClosedError("values", "ended"),
+    "ContextLeftError": errors.ContextLeftError(["asgi_context"], "acme", "ann"),
     "ContextNotBoundError": errors.ContextNotBoundError("context"),
     "ExpansionAmbiguousError": errors.ExpansionAmbiguousError("server.url", "HOST"),
     "ExpansionDocumentError": errors.ExpansionDocumentError("line 3, column 5", "reason"),

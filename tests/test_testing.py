@@ -1,9 +1,14 @@
 """For tests of apps: what is bound for a test ends with it, and nothing is left behind."""
 
 import asyncio
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextvars import copy_context
+from functools import wraps
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +45,8 @@ def configured(pytester: pytest.Pytester) -> None:
 def passes(pytester: pytest.Pytester, source: str, *options: str, **outcomes: int) -> pytest.RunResult:
     """Whether the tests of a module end as they must."""
     pytester.makepyfile(IMPORTS + source)
-    result = pytester.runpytest_inprocess(*options)
+    # What is taken away where nothing was bound leaves the variables set, to nothing: not in the context of this run.
+    result = copy_context().run(pytester.runpytest_inprocess, *options)
     result.assert_outcomes(**outcomes)
     return result
 
@@ -86,10 +92,19 @@ def test_an_async_test_is_bound_whatever_context_it_runs_in() -> None:
     with binding as context:
         assert elsewhere.run(asyncio.run, binding.carried(who)()) == context
     assert elsewhere.run(current_context, None) is None
-    assert asyncio.run(binding.carried(who)()) is None if False else True
 
 
 # The check
+
+
+def apart(test: Callable[[], None]) -> Callable[[], None]:
+    """Run a test in a context of its own, where the variables may stay set, to nothing."""
+
+    @wraps(test)
+    def run() -> None:
+        copy_context().run(test)
+
+    return run
 
 
 def test_what_leaves_nothing_passes() -> None:
@@ -100,6 +115,7 @@ def test_what_leaves_nothing_passes() -> None:
             pass
 
 
+@apart
 def test_who_is_left_bound_is_named_and_taken_away() -> None:
     block = bind_context(Identity("acme", "ann"))
     with pytest.raises(ContextLeftError, match="the tenant 'acme' and the user 'ann'") as raised, no_context_left():
@@ -108,16 +124,19 @@ def test_who_is_left_bound_is_named_and_taken_away() -> None:
     assert current_context(None) is None
 
 
+@apart
 def test_values_that_are_left_are_named_too() -> None:
+    left = request_context(a=1)
     with (
         pytest.raises(ContextLeftError, match="left bound at the end: asgi_context.values. ") as raised,
         no_context_left(),
     ):
-        request_context(a=1).__enter__()
+        left.__enter__()
     assert raised.value.tenant is None
     assert get_from_context("a") is None
 
 
+@apart
 def test_what_was_bound_before_is_bound_again() -> None:
     with bind_context(Identity("acme")) as context:
         with pytest.raises(ContextLeftError, match="'other'"), no_context_left():
@@ -125,6 +144,7 @@ def test_what_was_bound_before_is_bound_again() -> None:
         assert current_context() == context
 
 
+@apart
 def test_an_error_is_not_replaced_but_nothing_stays() -> None:
     with pytest.raises(KeyError), no_context_left():
         bind_context(Identity("acme")).__enter__()
@@ -222,7 +242,7 @@ class TestOverridden:
     def context_store(self):
         return STORE
     def test_theirs(self, bound_context):
-        assert current_state().sync.get_field("a", "n") is None or STORE
+        assert current_state().sync.get_field("a", "n") == 2
 """
     passes(pytester, source, passed=5)
 
@@ -348,6 +368,12 @@ def test_tests_that_are_no_functions_are_left_alone(pytester: pytest.Pytester) -
     pytester.runpytest_inprocess("-o", "asgi_context_guard=true").assert_outcomes(passed=1)
 
 
+def test_with_the_entry_point_it_is_one_plugin(pytester: pytest.Pytester) -> None:
+    """Its name is that of the module, so that it is not registered twice where it is named on the command line."""
+    points = [point for point in entry_points(group="pytest11") if point.value == "asgi_context_pytest"]
+    assert all(point.name == point.value for point in points)
+
+
 def test_the_option_goes_with_unittest(pytester: pytest.Pytester) -> None:
     source = """
 import unittest
@@ -381,15 +407,23 @@ async def test_async(library):
         assert current_context().user == "ann"
 def test_sync():
     for app, user in ((APP, "bob"), (who, "ann")):
-        with TestClient(app) as client:
-            assert client.get("/", headers=BOB).text == user
+        assert TestClient(app).get("/", headers=BOB).text == user
         assert current_context().user == "ann"
 """
     passes(pytester, source, passed=5)
 
 
 def test_a_run_that_does_not_use_it_does_not_import_the_package(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]")
     pytester.makepyfile("import sys\ndef test_it(): assert 'asgi_context' not in sys.modules")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "asgi_context_pytest"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=pytester.path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_s_tests_pass(pytester: pytest.Pytester) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (snippet,) = (
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "no_context_left" in block
+    )
+    passes(pytester, snippet, passed=3)
