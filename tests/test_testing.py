@@ -128,7 +128,7 @@ def test_who_is_left_bound_is_named_and_taken_away() -> None:
 def test_values_that_are_left_are_named_too() -> None:
     left = request_context(a=1)
     with (
-        pytest.raises(ContextLeftError, match="left bound at the end: asgi_context.values. ") as raised,
+        pytest.raises(ContextLeftError, match=r"left bound at the end: asgi_context\.values\. ") as raised,
         no_context_left(),
     ):
         left.__enter__()
