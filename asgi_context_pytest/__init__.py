@@ -46,8 +46,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     Args:
         item: the test.
     """
-    named = isinstance(item, pytest.Function) and item.get_closest_marker("bound_context") is not None
-    if named and "bound_context" not in item.fixturenames:
+    if not isinstance(item, pytest.Function) or item.get_closest_marker("bound_context") is None:
+        return
+    if "bound_context" not in item.fixturenames:
         item.fixturenames.append("bound_context")
 
 
