@@ -64,7 +64,7 @@ class ContextIntegration(Integration):
         """
         try:
             context = current_context(None)
-        except ContextClosedError:  # revoked: whose it was is in doubt, and to raise would lose the event
+        except ContextClosedError:  # revoked: whose it was is in doubt, and the event must not be the worse for it
             return
         if context is None:
             return

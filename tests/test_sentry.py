@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from asgi_context import ContextMiddleware, RequestContext, bind_context, from_header, unbound_context
 from asgi_context._context import current_binding
-from asgi_context.sentry import ContextIntegration
+from asgi_context.sentry import ContextIntegration, _process
 
 ANN = RequestContext("acme", "ann", "request-1", {"role": "admin"})
 
@@ -80,7 +80,9 @@ def test_what_was_revoked_it_does_not_say(sent: Collecting) -> None:
     with bind_context(ANN):
         current_binding().revoke()
         sentry_sdk.capture_message("hello")
-    assert sent.whose() == [(None, None, None)]
+        event: Any = {}
+        ContextIntegration().mark(event)  # the SDK would have kept quiet about an error
+    assert (sent.whose(), event) == ([(None, None, None)], {})
 
 
 def test_of_the_next_request_it_says_nothing_either(sent: Collecting) -> None:
@@ -123,6 +125,8 @@ def test_a_client_without_the_integration_gets_nothing(sent: Collecting) -> None
         scope.set_client(client_of(other))
         with bind_context(ANN):
             sentry_sdk.capture_message("hello")
+            event: Any = {}
+            assert _process(event, {}) == {}
     assert (other.whose(), sent.events) == ([(None, None, None)], [])
 
 
