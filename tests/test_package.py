@@ -22,12 +22,8 @@ from asgi_context import errors
 ROOT = Path(__file__).parent.parent
 
 
-EXTRAS = (
-    "asgi_context.expansion",
-    "asgi_context.jwt",
-    "asgi_context.redis",
-    "asgi_context.structlog",
-    "asgi_context.tools",
+EXTRAS = tuple(
+    f"asgi_context.{name}" for name in ("_pytest", "expansion", "jwt", "otel", "redis", "sentry", "structlog", "tools")
 )
 
 
@@ -55,7 +51,18 @@ MODULES: list[Any] = [
     errors,
     *(
         import_module(f"asgi_context.{name}")
-        for name in ("values", "expansion", "httpx", "logging", "processes", "propagation", "structlog")
+        for name in [
+            "values",
+            "expansion",
+            "httpx",
+            "logging",
+            "otel",
+            "processes",
+            "propagation",
+            "sentry",
+            "structlog",
+            "testing",
+        ]
     ),
 ]
 
@@ -128,6 +135,7 @@ ERRORS = {
     "CarrierVersionError": errors.CarrierVersionError(),
     "ConnectionClosedError": errors.ConnectionClosedError(4401, "identity_expired"),
     "ContextClosedError": errors.ContextClosedError("values", "ended"),
+    "ContextLeftError": errors.ContextLeftError(["asgi_context"], "acme", "ann"),
     "ContextNotBoundError": errors.ContextNotBoundError("context"),
     "ExpansionAmbiguousError": errors.ExpansionAmbiguousError("server.url", "HOST"),
     "ExpansionDocumentError": errors.ExpansionDocumentError("line 3, column 5", "reason"),

@@ -8,6 +8,7 @@
     │   ├── MessagesNotBoundError               no WebSocket is bound whose messages say who asks
     │   └── ConnectionNotBoundError             no WebSocket is bound whose identity expires
     ├── ContextClosedError (RuntimeError)       what was bound here has ended
+    ├── ContextLeftError (AssertionError)       a test has left something bound
     ├── ConnectionClosedError (OSError)         the middleware has closed this WebSocket
     ├── RequestRejected                         raised by an extractor to refuse a request
     ├── ExtractorError (RuntimeError)           an extractor or another hook did what it must not
@@ -133,6 +134,7 @@ from asgi_context.errors._state import (
     StateSerializationError,
     StateUnavailableError,
 )
+from asgi_context.errors._testing import ContextLeftError
 from asgi_context.errors._tools import (
     BridgeClosedError,
     BridgeError,
@@ -182,6 +184,7 @@ __all__ = [
     "ConnectionClosedError",
     "ConnectionNotBoundError",
     "ContextClosedError",
+    "ContextLeftError",
     "ContextNotBoundError",
     "ExpansionAmbiguousError",
     "ExpansionDocumentError",

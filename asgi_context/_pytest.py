@@ -1,0 +1,109 @@
+"""The pytest plugin, which pytest finds by its entry point. It does nothing until a test or an option asks for it."""
+
+from collections.abc import Generator, Iterator
+from inspect import iscoroutinefunction
+from typing import Any
+
+import pytest
+
+from asgi_context import MemoryStore, RequestContext, Store
+from asgi_context.testing import TestBinding, guarded
+from asgi_context.testing import no_context_left as nothing_left
+
+_OPTION = "asgi_context_guard"
+_binding: pytest.StashKey[TestBinding] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register the option; called by pytest.
+
+    Args:
+        parser: where.
+    """
+    parser.addini(_OPTION, "fail each test that leaves something of asgi_context bound", type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker; called by pytest.
+
+    Args:
+        config: where.
+    """
+    config.addinivalue_line(
+        "markers",
+        'bound_context(tenant="test-tenant", user="test-user", *, claims, request_id, values, store): '
+        "bind this context of asgi_context for the test.",
+    )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let the marker do without the fixture's name; called by pytest.
+
+    Args:
+        item: the test.
+    """
+    if not isinstance(item, pytest.Function) or item.get_closest_marker("bound_context") is None:
+        return
+    if "bound_context" not in item.fixturenames:
+        item.fixturenames.append("bound_context")
+
+
+@pytest.fixture
+def context_store() -> Store:
+    """Where the shared state of `bound_context` is kept: a new `MemoryStore` for each test. Override it for another."""
+    return MemoryStore()
+
+
+@pytest.fixture
+def bound_context(request: pytest.FixtureRequest) -> Iterator[RequestContext]:
+    """Bind a context for the test, sync or async, and for what is set up after it; gives the `RequestContext`.
+
+    ``@pytest.mark.bound_context("acme", "ann", claims=..., request_id=..., values=..., store=...)`` says which.
+    """
+    marker = request.node.get_closest_marker("bound_context")
+    args, kwargs = ((), {}) if marker is None else (marker.args, dict(marker.kwargs))
+    if "store" not in kwargs:
+        kwargs["store"] = request.getfixturevalue("context_store")
+    binding = TestBinding(*args, **kwargs)
+    request.node.stash[_binding] = binding
+    with binding as context:
+        yield context
+
+
+@pytest.fixture
+def no_context_left() -> None:
+    """Fail the test if it leaves something of asgi_context bound; for all tests, set `asgi_context_guard` instead."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Bind and check inside the task of an async test; called by pytest.
+
+    Args:
+        item: the test.
+
+    Yields:
+        To run it.
+
+    Returns:
+        What pytest's own hook has returned.
+    """
+    if not isinstance(item, pytest.Function):
+        return (yield)
+    binding = item.stash.get(_binding, None)
+    guards = "no_context_left" in item.fixturenames or item.config.getini(_OPTION)
+    if binding is None and not guards:
+        return (yield)
+    test = item.obj
+    if iscoroutinefunction(test):
+        # The fixtures of a test and the test itself need not see one Context: pytest-asyncio hands over a copy, and
+        # the task that anyio runs tests in may be older than what was bound since.
+        inner = guarded(test) if guards else test
+        item.obj = inner if binding is None else binding.carried(inner)
+    try:
+        if not guards:
+            return (yield)
+        with nothing_left():
+            return (yield)
+    finally:
+        item.obj = test
