@@ -318,6 +318,17 @@ def test_a_pipe_that_ends_within_a_message_is_at_its_end() -> None:
                 Line(theirs).receive()
 
 
+def test_who_waits_for_a_message_leaves_it_unread() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        line = Line(theirs)
+        Line(ours).send(b"job")
+        line.wait()
+        theirs.close()
+        with pytest.raises(ConnectionResetError):
+            ours.recv(1)
+
+
 def test_what_does_not_begin_as_a_message_is_none() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

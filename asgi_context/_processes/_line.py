@@ -1,7 +1,7 @@
 """Messages over a pipe, each with a mark and its length before it."""
 
 from collections.abc import Callable
-from socket import socket
+from socket import MSG_PEEK, socket
 from struct import Struct
 from typing import Any, Final, TypeVar
 
@@ -46,6 +46,15 @@ class Line:
             left = memoryview(part)
             while left:
                 left = left[self._patiently(self._end.send, left) :]
+
+    def wait(self) -> None:
+        """Wait until something comes, and leave it unread.
+
+        A process that is killed while it waits may yet be handed what comes before it is gone. Unread, it tells the
+        other end that nothing was begun of it.
+        """
+        if not self._read:
+            self._end.recv(1, MSG_PEEK)
 
     def receive(self) -> bytes | bytearray:
         """Wait for a message.

@@ -106,7 +106,12 @@ class _Server:
     def serve(self) -> None:
         """Run jobs until the pipe is closed."""
         while True:
+            self._line.wait()
             job = self._line.receive()
+            if hasattr(signal, "pthread_sigmask"):
+                # It calls the handlers of signals that came before the job. By itself CPython 3.13 calls those of a
+                # process that a thread has forked off only where a call is broken off, which may be in the job.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ())
             answer = self._answer(job)
             del job  # what it holds may be large, and the next one may be long in coming
             self._line.send(*answer)
