@@ -84,7 +84,7 @@ def results(messages: list[Any]) -> list[Any]:
     for answer in answers:
         try:
             found.append(outcome(answer))
-        except (AsgiContextError, KeyError) as error:
+        except (AsgiContextError, KeyError, SyntaxError) as error:
             found.append(error)
     return found
 
@@ -128,6 +128,15 @@ def test_what_cannot_be_read_is_the_jobs_error() -> None:
     (holding,) = results(served(job(jobs.fail_with, "holding")))
     assert isinstance(holding, JobPickleError)
     assert holding.what == "error"
+
+
+def test_an_error_that_cannot_be_told_is_told_as_far_as_that_goes() -> None:
+    (unclear, refusing, changed) = results(
+        served(*(job(jobs.fail_with, kind) for kind in ("syntax", "refusing", "text")))
+    )
+    assert isinstance(unclear, SyntaxError)
+    assert str(unclear.__cause__).endswith('raise error\nSyntaxError\n"""')
+    assert [type(error) for error in (refusing, changed)] == [JobPickleError] * 2
 
 
 def test_an_initializer_runs_first_and_its_failing_is_told_in_place_of_being_ready() -> None:
