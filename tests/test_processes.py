@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import types
 import weakref
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ from asgi_context.errors import (
     JobTracebackError,
     ProcessContextError,
     ProcessStartError,
+    StateUnavailableError,
     StoreNotSharedError,
     UnsupportedLoopError,
 )
@@ -240,6 +242,15 @@ def test_a_job_uses_the_state_of_whoever_submits_it_over_redis(store: RedisStore
     assert SharedState(store, "globex", "bob").sync.get("counts") == {"a": 2}
 
     run_on_loop(store.close, LONG, None)
+
+
+def test_a_server_that_is_down_is_the_error_of_the_jobs_that_ask_it_and_tells_nobody_its_password(forked: Any) -> None:
+    down = RedisStore.from_url(f"redis://:hunter2@127.0.0.1:{redis_servers.free_port()}", timeout=1)
+    with bind_context(ANN, store=down):
+        with pytest.raises(StateUnavailableError) as caught:
+            done(forked.submit(jobs.add, "a", 2))
+        assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+        assert done(forked.submit(jobs.who))[:2] == ("acme", "ann")
 
 
 @pytest.mark.parametrize("method", METHODS)
