@@ -718,6 +718,20 @@ def test_a_signature_that_has_no_form_is_refused(algorithm: str) -> None:
         assert answer(auth, f"{text}.{encode(bad)}") == BAD
 
 
+@pytest.mark.parametrize("algorithm", ["RS256", "RS512", "PS256", "PS512"])
+def test_a_signature_without_the_zero_it_begins_with_is_refused(algorithm: str) -> None:
+    # One signature of 256 is such a one. OpenSSL takes it as the number that it is: one token would have two texts.
+    key = make_key(algorithm)
+    auth = auth_of(key)
+    for number in range(20_000):
+        text = token(key, jti=str(number)).rpartition(".")[0]
+        real = key.sign(text.encode())
+        if real[0] == 0:
+            break
+    assert answer(auth, f"{text}.{encode(real)}") == "acme/ann"
+    assert answer(auth, f"{text}.{encode(real[1:])}") == BAD
+
+
 # Headers that would say where the key is
 
 

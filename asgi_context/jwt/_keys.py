@@ -112,11 +112,20 @@ def import_key(data: object, algorithms: frozenset[str] | None) -> VerificationK
         names = tuple(name for name in names if name in algorithms)
     if not names:
         raise ValueError("it is for none of the algorithms that are allowed")
-    checks = {name: cast("Check", partial(_verify, JWSRegistry.algorithms[name].verify, key)) for name in names}
+    verify = partial(_verify_rsa, (key.public_key.key_size + 7) // 8) if isinstance(key, RSAKey) else _verify
+    checks = {name: cast("Check", partial(verify, JWSRegistry.algorithms[name].verify, key)) for name in names}
     return VerificationKey(key_id, checks, (key.thumbprint(), names))
 
 
-def _verify(verify: Callable[[bytes, bytes, Any], bool], key: Key, signed: bytes, signature: bytes) -> bool:
+_Verify: TypeAlias = Callable[[bytes, bytes, Any], bool]
+
+
+def _verify_rsa(size: int, verify: _Verify, key: Key, signed: bytes, signature: bytes) -> bool:
+    # It is as long as the modulus (RFC 8017, sections 8.1.2 and 8.2.2); OpenSSL also takes one without its zeros.
+    return len(signature) == size and _verify(verify, key, signed, signature)
+
+
+def _verify(verify: _Verify, key: Key, signed: bytes, signature: bytes) -> bool:
     try:
         return verify(signed, signature, key)
     except (ValueError, TypeError, JoseError):  # a signature of no form that could be one
