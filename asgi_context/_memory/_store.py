@@ -2,26 +2,21 @@
 
 import time
 from collections.abc import Callable, Mapping
-from math import inf
-from threading import Lock
 from types import MappingProxyType
 from typing import Final, NoReturn
 
 from asgi_context._blocking import pause
 from asgi_context._limits import StateLimits, check_ttl
-from asgi_context._memory._ends import Ends
-from asgi_context._memory._entries import Counter, Entry, Home, Lease, State, bytes_of, shrunk, size_of
-from asgi_context._memory._forks import forks
+from asgi_context._memory._entries import Counter, Lease, State, bytes_of, shrunk, size_of
+from asgi_context._memory._homes import Homes
 from asgi_context._memory._numbers import add
 from asgi_context._types import KEEP, Space, Ttl
 from asgi_context.errors import StateLimitError, StateNumberError, StoreNotSharedError
 
-_MOST_PURGED: Final = 8  # of what is over, in one call
-_MOST_ERASED: Final = 1000  # entries, in one hold of the lock
 _NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
-class MemoryStore:
+class MemoryStore(Homes):
     """Keeps states in this process's memory: for one process, tests and development.
 
     Safe to use from several threads and event loops at once. What is kept is gone with the process, and no other
@@ -55,17 +50,9 @@ class MemoryStore:
         if not callable(clock):
             message = f"clock must be callable, not {type(clock).__qualname__}"
             raise TypeError(message)
+        super().__init__(StateLimits() if limits is None else limits, clock)
         self._default_ttl = default_ttl
-        self._limits = StateLimits() if limits is None else limits
-        self._clock = clock
-        self._lock = Lock()
-        self._tenants: dict[str, dict[str | None, Home]] = {}
-        self._states = 0
-        self._bytes = 0  # counted only where there is a limit
         self._version = 0
-        self._now = 0.0  # of the call that has the lock: nothing can end in the midst of one
-        self._ends = Ends()
-        forks.add(self._lock)
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {self._states} states of {len(self._tenants)} tenants>"
@@ -205,23 +192,6 @@ class MemoryStore:
                 self._take_down(homes)
         return erased
 
-    def _take_down(self, homes: list[Home]) -> int:
-        erased = 0
-        with self._lock:
-            self._now = self._clock()
-            for _ in range(_MOST_ERASED):
-                while homes and homes[-1].is_empty():
-                    homes.pop()
-                if not homes:
-                    break
-                entry = homes[-1].take_one()
-                if type(entry) is State:
-                    erased += entry.ends > self._now
-                    self._states -= 1
-                    self._bytes -= 0 if self._limits.total_bytes is None else entry.size()
-                self._ends.take_out(entry)
-        return erased
-
     async def count(self, space: Space, counter: str, by: int, window: float, /) -> tuple[int, float]:
         """Add to a counter; see `Store`."""
         check_ttl(window, "window")
@@ -286,35 +256,7 @@ class MemoryStore:
                     self._forget(home)
             return in_time
 
-    # All below under the lock. What can fail for want of stack is done before the first change, and what stands in the
-    # midst of an entry's change by Ctrl-C is no error in anybody's later call.
-
-    def _home(self, space: Space) -> Home | None:
-        # At the beginning of every call, and only there.
-        self._now = self._clock()
-        if self._ends.next <= self._now:
-            self._purge(_MOST_PURGED)
-        return self._look_up(space)
-
-    def _look_up(self, space: Space) -> Home | None:
-        homes = self._tenants.get(space[0])
-        return None if homes is None else homes.get(space[1])
-
-    def _own_home(self, space: Space) -> Home:
-        home = self._look_up(space)
-        if home is None:
-            home = self._tenants.setdefault(space[0], {})[space[1]] = Home(space)
-        return home
-
-    def _find(self, space: Space, state: str) -> State | None:
-        home = self._home(space)
-        if home is None:
-            return None
-        found = home.states.get(state)
-        if found is not None and found.ends <= self._now:
-            self._drop(found)
-            return None
-        return found
+    # All below under the lock; see `Homes`.
 
     def _write(self, space: Space, state: str, fields: Mapping[str, bytes], ttl: Ttl, *, merge: bool) -> bool:
         self._limits.check_values(fields)
@@ -376,41 +318,3 @@ class MemoryStore:
     def _next_version(self) -> int:
         self._version += 1  # of the whole store: one that is made anew is another version than the one of before
         return self._version
-
-    def _let_end(self, entry: Entry, ttl: float | None) -> None:
-        self._ends.put(entry, inf if ttl is None else self._now + ttl)
-
-    def _purge(self, most: int) -> bool:
-        """Drop some of what ended in a second that is over; say whether there was something to do."""
-        due = self._ends.next <= self._now
-        while most and self._ends.next <= self._now:
-            most -= 1
-            entry = self._ends.first()
-            if entry is not None:
-                self._drop(entry)
-        return due
-
-    def _drop(self, entry: Entry) -> None:
-        home = entry.home
-        states = size = 0
-        if type(entry) is State:
-            states = 1
-            size = 0 if self._limits.total_bytes is None else entry.size()
-        self._ends.take_out(entry)
-        if home.remove(entry):
-            self._states -= states
-            self._bytes -= size
-            home.shrink(entry)
-            if home.is_empty():
-                self._forget(home)
-
-    def _forget(self, home: Home) -> None:
-        tenant, user = home.space
-        homes = self._tenants.get(tenant)
-        if homes is not None and homes.get(user) is home:  # else it was erased
-            del homes[user]
-            if homes:
-                self._tenants[tenant] = shrunk(homes)
-            else:
-                del self._tenants[tenant]
-                self._tenants = shrunk(self._tenants)
