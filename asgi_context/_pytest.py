@@ -3,12 +3,14 @@
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from inspect import iscoroutinefunction
-from typing import Any
+from traceback import walk_tb
+from typing import Any, NoReturn
 from unittest import TestCase
 
 import pytest
 
 from asgi_context import MemoryStore, RequestContext, Store
+from asgi_context.errors import ContextLeftError
 from asgi_context.testing import FixtureWatch, TestBinding, guarded
 from asgi_context.testing import no_context_left as nothing_left
 
@@ -137,6 +139,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     Yields:
         To end them.
     """
+    __tracebackhide__ = True
     watch = item.config.stash.get(_watch, None)
     try:
         yield
@@ -144,7 +147,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
         item.config.stash[_watch] = None
         error = None if watch is None else watch.end()
     if error is not None:
-        raise error
+        _tell(error)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -160,21 +163,33 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     Returns:
         What pytest's own hook has returned.
     """
+    __tracebackhide__ = True
     if not isinstance(item, pytest.Function):
         return (yield)
     binding = item.stash.get(_binding, None)
     guards = _guards(item)
     if binding is None and not guards:
         return (yield)
-    with pytest.MonkeyPatch.context() as patch, nothing_left() if guards else nullcontext():
-        owner, name = _runs(item)
-        test = getattr(owner, name)
-        if iscoroutinefunction(test):
-            # The fixtures of a test and the test itself need not see one Context: pytest-asyncio hands over a copy,
-            # and the task that anyio runs tests in may be older than what was bound since.
-            inner = guarded(test) if guards else test
-            patch.setattr(owner, name, inner if binding is None else binding.carried(inner))
-        return (yield)
+    try:
+        with pytest.MonkeyPatch.context() as patch, nothing_left() if guards else nullcontext():
+            owner, name = _runs(item)
+            test = getattr(owner, name)
+            if iscoroutinefunction(test):
+                # The fixtures of a test and the test itself need not see one Context: pytest-asyncio hands over a copy,
+                # and the task that anyio runs tests in may be older than what was bound since.
+                inner = guarded(test) if guards else test
+                patch.setattr(owner, name, inner if binding is None else binding.carried(inner))
+            return (yield)
+    except ContextLeftError as error:
+        frames = (frame for frame, _ in walk_tb(error.__traceback__))
+        if any(frame.f_code.co_filename == str(item.path) for frame in frames):
+            raise  # by a check of the test's own, which knows its place
+        _tell(error)
+
+
+def _tell(error: ContextLeftError) -> NoReturn:
+    # Where it was found is the machinery of whoever runs the test: pages of source, and no help.
+    raise error.with_traceback(None)
 
 
 def _note(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:

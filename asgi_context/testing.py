@@ -101,6 +101,7 @@ def no_context_left() -> Generator[None, None, None]:
     Raises:
         ContextLeftError: the block has ended without an error, and left something bound.
     """
+    __tracebackhide__ = True
     before = _bound()
     try:
         yield

@@ -333,6 +333,27 @@ def test_the_guard_fails_tests_that_leave_something(pytester: pytest.Pytester, k
     result.stdout.fnmatch_lines(["*ContextLeftError: left bound at the end: asgi_context, for the tenant 'acme'*"])
 
 
+def test_the_guard_says_it_without_the_machinery_of_runners(pytester: pytest.Pytester, kind: str) -> None:
+    source = f"""
+{kind} test_leaves(no_context_left):
+{LEAVES}
+"""
+    result = passes(pytester, source, failed=times(kind))
+    for machinery in ("contextlib.py", "get_runner", "run_until_complete", "hookimpl"):
+        result.stdout.no_fnmatch_line(f"*{machinery}*")
+
+
+def test_a_check_of_the_test_s_own_keeps_its_place(pytester: pytest.Pytester) -> None:
+    source = f"""
+from asgi_context.testing import no_context_left as nothing_left
+def test_leaves(no_context_left):
+    with nothing_left():
+{LEAVES.replace("    ", "        ")}
+"""
+    result = passes(pytester, source, failed=1)
+    result.stdout.fnmatch_lines([">*with nothing_left():"])
+
+
 def test_the_guard_goes_with_a_test_that_is_bound(pytester: pytest.Pytester, kind: str) -> None:
     source = f"""
 {kind} test_leaves(no_context_left, bound_context):
