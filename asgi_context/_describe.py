@@ -16,6 +16,9 @@ _CUT: Final = r"\..."  # no escape looks like it
 FIELDS: Final = ("ctx_tenant", "ctx_user", "ctx_request_id")
 """What the fields are called, in every kind of log."""
 
+OUTSIDE: Final = ("asyncio", "daphne", "uvicorn.error")
+"""Loggers whose records are written in what an earlier request has left, or wherever garbage is collected."""
+
 Described: TypeAlias = tuple[str | None, str | None, str | None]
 """Tenant, user and request id, escaped; each ``None`` where there is nothing to tell."""
 

@@ -9,11 +9,10 @@ import logging
 from collections.abc import Collection, Iterable
 from typing import Final, cast
 
-from asgi_context._describe import FIELDS, NOBODY, describe
+from asgi_context._describe import FIELDS, NOBODY, OUTSIDE, describe
 
 __all__ = ["ContextFilter", "context_fields"]
 
-_OUTSIDE: Final = ("asyncio", "daphne", "uvicorn.error")
 _ACCESS: Final = "uvicorn.access"
 
 
@@ -39,7 +38,7 @@ class ContextFilter(logging.Filter):
         ValueError: ``unbound`` has a backslash or a character that cannot be printed.
     """
 
-    def __init__(self, *, unbound: str | None = "-", outside: Collection[str] = _OUTSIDE) -> None:
+    def __init__(self, *, unbound: str | None = "-", outside: Collection[str] = OUTSIDE) -> None:
         super().__init__()
         self._unbound = _checked(unbound)
         self._outside = _names(outside)

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.trace import Span as AnySpan
 from opentelemetry.trace import get_current_span
 
-from asgi_context._context import current_context
+from asgi_context._context import current_binding, current_context
 from asgi_context._identity import RequestContext
 from asgi_context.errors import ContextClosedError
 
@@ -31,6 +31,9 @@ class ContextSpanProcessor(SpanProcessor):
     Give it to the provider, before or after its exporters: ``provider.add_span_processor(ContextSpanProcessor())``. It
     sends nothing itself, sets nothing where nothing is bound or what was bound is revoked, and never raises. A server's
     span that was started outside of `ContextMiddleware` is older than the identity: see `annotate_span`.
+
+    Nor does it set anything once the request has ended, since a server may run the next request of a connection in what
+    this one has left. A task that outlives its request takes ``with bind_context():`` for its spans.
 
     Args:
         tenant: the attribute that names the tenant; ``None`` for none.
@@ -54,7 +57,7 @@ class ContextSpanProcessor(SpanProcessor):
             span: the span that was started.
             parent_context: where it was started; whose it is stands in what runs.
         """
-        context = _bound()
+        context = None if current_binding().ended else _bound()
         if context is not None:
             span.set_attributes(_parts(context, self._names))
 
@@ -148,4 +151,15 @@ def _bound() -> RequestContext | None:
 
 
 def _parts(context: RequestContext, names: dict[str, str]) -> dict[str, str]:
-    return {name: value for part, name in names.items() if (value := getattr(context, part)) is not None}
+    given: dict[str, str | None] = {name: getattr(context, part) for part, name in names.items()}
+    return {name: value for name, value in given.items() if value is not None and _is_text(value)}
+
+
+def _is_text(value: str) -> bool:
+    # A half of a surrogate pair, which only a `valid=` of the user's lets in, has no encoding: it would be an error of
+    # the exporter's, and in baggage one of the call that it goes with.
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

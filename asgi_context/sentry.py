@@ -1,10 +1,11 @@
 """Sentry: whose an event is.
 
 An event is taken where something happens, so what is bound there says whose it is. Nothing is written to a scope: one
-that outlives the request would hand its tags to the next.
+that outlives the request would hand its tags to the next. Outside of `ContextMiddleware` what is bound may have been
+left by an earlier request of the same connection, so an error that has come out of it is nobody's there.
 """
 
-from typing import Final
+from typing import Final, cast
 
 import sentry_sdk
 from sentry_sdk.integrations import Integration
@@ -12,11 +13,15 @@ from sentry_sdk.scope import add_global_event_processor
 from sentry_sdk.types import Event, Hint
 
 from asgi_context._context import current_context
+from asgi_context._describe import OUTSIDE
+from asgi_context._middleware import ContextMiddleware
 from asgi_context.errors import ContextClosedError
 
 __all__ = ["ContextIntegration"]
 
 _REQUEST_ID: Final = "request_id"
+_BELOW: Final = tuple(f"{name}." for name in OUTSIDE)
+_CALL: Final = ContextMiddleware.__call__.__code__
 
 
 class ContextIntegration(Integration):
@@ -25,7 +30,7 @@ class ContextIntegration(Integration):
     ``sentry_sdk.init(integrations=[ContextIntegration()])``. The tenant becomes a tag, the user the event's
     ``user.id``, the request id the tag ``request_id``; what the app has set under these names itself gives way, the
     rest stays. Claims are never sent. It never raises; where nothing is bound, or what was bound is revoked, it sets
-    nothing.
+    nothing, nor on an error that has left a `ContextMiddleware`, or is told by the logger of a server or of asyncio.
 
     Args:
         tenant: the tag that names the tenant.
@@ -57,7 +62,7 @@ class ContextIntegration(Integration):
         add_global_event_processor(_process)
 
     def mark(self, event: Event) -> None:
-        """Say whose an event is.
+        """Say whose an event is, as what is bound here has it.
 
         Args:
             event: the event.
@@ -73,9 +78,35 @@ class ContextIntegration(Integration):
             event["user"] = {**(event.get("user") or {}), "id": context.user}
 
 
-def _process(event: Event, hint: Hint) -> Event:  # noqa: ARG001 - the SDK's
+def _process(event: Event, hint: Hint) -> Event:
     # It is hooked in for the whole process, once; the client of this event says whether it wants it.
     integration = sentry_sdk.get_client().get_integration(ContextIntegration)
-    if integration is not None:
+    if integration is not None and not _is_outside(event, hint):
         integration.mark(event)
     return event
+
+
+def _is_outside(event: Event, hint: Hint) -> bool:
+    logger = event.get("logger")
+    if isinstance(logger, str) and (logger in OUTSIDE or logger.startswith(_BELOW)):
+        return True
+    return _has_left((hint.get("exc_info") or (None, None))[1])
+
+
+def _has_left(error: BaseException | None) -> bool:
+    # With all that has led to it, since whoever caught it outside may have raised another.
+    waiting, seen = [error], set[int]()
+    while waiting:
+        error = waiting.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        traceback = error.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code is _CALL:
+                return True
+            traceback = traceback.tb_next
+        waiting += [error.__cause__, error.__context__]
+        if isinstance(error, BaseExceptionGroup):
+            waiting += cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return False

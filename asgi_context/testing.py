@@ -101,6 +101,7 @@ def no_context_left() -> Generator[None, None, None]:
     Raises:
         ContextLeftError: the block has ended without an error, and left something bound.
     """
+    __tracebackhide__ = True
     before = _bound()
     try:
         yield
@@ -108,9 +109,7 @@ def no_context_left() -> Generator[None, None, None]:
         _restore(before)
         raise
     if left := _restore(before):
-        binding = left.get(_NAMES)
-        tenant, user = (binding.tenant, binding.user) if isinstance(binding, Binding) else (None, None)
-        raise ContextLeftError(sorted(left), tenant, user)
+        raise _error(left)
 
 
 def guarded(test: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -130,6 +129,49 @@ def guarded(test: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
             return await test(*args, **kwargs)
 
     return checked
+
+
+class FixtureWatch:
+    """What the fixtures of a test have bound, each by its name, from before the first until after the last."""
+
+    def __init__(self) -> None:
+        self._before = _bound()
+        self._made: list[tuple[Any, str | None]] = [(value, None) for value in self._before.values()]
+
+    def note(self, fixture: str, *, stays: bool) -> None:
+        """Note what is bound once a fixture was set up, or has ended.
+
+        Args:
+            fixture: its name.
+            stays: whether what it has bound may stay so after the test.
+        """
+        for value in _bound().values():
+            if not any(value is made for made, _ in self._made):
+                self._made.append((value, None if stays else fixture))
+
+    def end(self) -> ContextLeftError | None:
+        """Take away what is left bound that was not before, and need not be.
+
+        Returns:
+            The error that says so; ``None`` where nothing is.
+        """
+        nothing = Context()
+        left: dict[str, Any] = {}
+        fixtures: list[str] = []
+        for variable, value in _bound().items():
+            default = nothing.run(variable.get)
+            fixture = next((name for made, name in self._made if made is value), None)
+            if value is not default and fixture is not None:
+                left[variable.name] = value
+                fixtures.append(fixture)
+                variable.set(self._before.get(variable, default))
+        return _error(left, fixtures[0]) if left else None
+
+
+def _error(left: Mapping[str, Any], fixture: str | None = None) -> ContextLeftError:
+    binding = left.get(_NAMES)
+    tenant, user = (binding.tenant, binding.user) if isinstance(binding, Binding) else (None, None)
+    return ContextLeftError(sorted(left), tenant, user, fixture)
 
 
 def _bound() -> dict[ContextVar[Any], Any]:

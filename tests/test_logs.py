@@ -513,6 +513,29 @@ async def test_structlog_may_log_in_a_thread(asyncio_only: None, events: structl
     assert [entry["ctx_tenant"] for entry in events.entries] == ["acme"]
 
 
+def test_structlogs_formatter_has_what_the_filter_found(log: logging.Logger) -> None:
+    """On records of the standard library too, and on a server's none."""
+    stream, rendering = io.StringIO(), structlog.stdlib.ProcessorFormatter
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(ContextFilter())
+    handler.setFormatter(
+        rendering(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder()],
+            processors=[rendering.remove_processors_meta, structlog.processors.JSONRenderer()],
+        )
+    )
+    log.addHandler(handler)
+    own = structlog.wrap_logger(
+        log, processors=[add_context, rendering.wrap_for_formatter], wrapper_class=structlog.stdlib.BoundLogger
+    )
+    with bind_context(ANN, request_id="r1"):
+        log.info("x")
+        own.info("x")
+        handler.handle(logging.makeLogRecord({"name": "uvicorn.error", "msg": "x", "levelno": 40}))
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [tuple(line[field] for field in FIELDS) for line in lines] == [("acme", "ann", "r1")] * 2 + [("-",) * 3]
+
+
 @given(st.text(min_size=1))
 def test_structlogs_renderers_write_one_line(value: str) -> None:
     for render in (

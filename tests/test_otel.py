@@ -1,6 +1,8 @@
 """Traces: whose a span is, and what of it travels."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import httpx
@@ -11,11 +13,12 @@ from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asgi_context import ContextMiddleware, RequestContext, bind_context, from_header, unbound_context
+from asgi_context import ContextMiddleware, RequestContext, bind_context, carry_context, from_header, unbound_context
 from asgi_context._context import current_binding
 from asgi_context.otel import ContextSpanProcessor, annotate_span, context_baggage
 
@@ -83,6 +86,49 @@ def test_what_was_revoked_it_does_not_say(traces: Traces) -> None:
     with bind_context(ANN):
         current_binding().revoke()
         assert traces.attributes() == {}
+
+
+def test_of_a_request_that_has_ended_it_does_not_say(traces: Traces) -> None:
+    """A server may run another's there; a task that outlives its request binds for itself."""
+    with bind_context(ANN):
+        later = copy_context()
+
+    def work() -> None:
+        with traces.tracer.start_as_current_span("left"):
+            pass
+        with bind_context(), traces.tracer.start_as_current_span("bound"):
+            pass
+
+    later.run(work)
+    assert traces.spans == {"left": {}, "bound": ALL}
+
+
+def test_in_a_thread_it_is_whose_the_thread_is(traces: Traces) -> None:
+    def work(name: str) -> None:
+        with traces.tracer.start_as_current_span(name):
+            pass
+
+    with bind_context(ANN), ThreadPoolExecutor(1) as pool:
+        pool.submit(work, "bare").result()
+        pool.submit(carry_context(work), "carried").result()
+    assert traces.spans == {"bare": {}, "carried": ALL}
+
+
+def test_what_cannot_be_encoded_is_left_out(traces: Traces) -> None:
+    """It would break the exporter, and the call that baggage goes with."""
+    with bind_context(RequestContext("\udc80", "é", "request-1")), context_baggage(tenant="tenant", user="user"):
+        assert traces.attributes() == {"enduser.id": "é", "request.id": "request-1"}
+        assert sent() == {"baggage": "user=%C3%A9"}
+
+
+def test_a_span_that_is_not_sampled_takes_no_harm() -> None:
+    provider = TracerProvider(sampler=ALWAYS_OFF)
+    provider.add_span_processor(ContextSpanProcessor())
+    with bind_context(ANN), provider.get_tracer("tests").start_as_current_span("work") as span:
+        annotate_span()
+        annotate_span(span)
+    assert not span.is_recording()
+    provider.shutdown()
 
 
 def test_the_attributes_may_have_other_names_or_be_left_out() -> None:

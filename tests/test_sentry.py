@@ -1,10 +1,11 @@
 """Sentry: whose an event is."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -140,8 +141,8 @@ def identified(app: Any) -> Any:
     )
 
 
-async def ask(app: Any, user: str) -> int:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+async def ask(app: Any, user: str, *, raises: bool = False) -> int:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=raises)
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
         headers = {"x-tenant-id": "acme", "x-user-id": user, "x-request-id": f"request-of-{user}"}
         return (await client.get("/", headers=headers)).status_code
@@ -155,6 +156,75 @@ async def test_around_sentry_errors_and_transactions_say_whose_they_are(sent: Co
         assert await ask(app, user) == 500
     assert [event.get("type") for event in sent.events] == [None, "transaction"] * 2
     assert sent.whose() == [("acme", user, f"request-of-{user}") for user in ("ann", "ann", "bob", "bob")]
+
+
+# Outside of the middleware, where a server may have left an earlier request's
+
+
+def left(app: Any) -> BaseException:
+    """The error of a request of another tenant, once it has come out of `ContextMiddleware`."""
+    try:
+        asyncio.run(ask(app, "bob", raises=True))
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        return error
+    raise AssertionError("it fails")
+
+
+async def fails(scope: Any, receive: Any, send: Any) -> NoReturn:
+    raise LookupError
+
+
+def test_an_error_that_has_left_the_middleware_is_nobodys(sent: Collecting) -> None:
+    error = left(identified(fails))
+    with bind_context(ANN):
+        sentry_sdk.capture_exception(error)
+    assert sent.whose() == [(None, None, None)]
+
+
+def _instead(error: BaseException) -> NoReturn:
+    raise KeyError from error
+
+
+def _besides(error: BaseException) -> NoReturn:
+    try:
+        raise error
+    except LookupError:
+        raise KeyError  # noqa: B904 - as happens
+
+
+def _among(error: BaseException) -> NoReturn:
+    raise BaseExceptionGroup("group", [KeyError(), error])
+
+
+@pytest.mark.parametrize("raised", [_instead, _besides, _among])
+def test_so_is_one_that_was_raised_for_it(sent: Collecting, raised: Any) -> None:
+    error = left(identified(fails))
+    with bind_context(ANN):
+        try:
+            raised(error)
+        except BaseException as other:  # noqa: BLE001 - what was asked for
+            sentry_sdk.capture_exception(other)
+    assert sent.whose() == [(None, None, None)]
+
+
+def test_an_error_inside_is_whose_it_was_bound_for_also_in_a_ring(sent: Collecting) -> None:
+    """As a `raise ... from` of what it has itself led to would make it."""
+    first, second = KeyError(), ValueError()
+    first.__cause__, second.__cause__ = second, first
+    with bind_context(ANN):
+        try:
+            raise first
+        except KeyError:
+            sentry_sdk.capture_exception()
+    assert sent.whose() == [("acme", "ann", "request-1")]
+
+
+@pytest.mark.parametrize("name", ["asyncio", "uvicorn.error", "daphne.server"])
+def test_what_servers_and_asyncio_log_is_nobodys(sent: Collecting, name: str) -> None:
+    with bind_context(ANN):
+        for logger in (name, "shop"):
+            sentry_sdk.capture_event({"message": "hello", "level": "error", "logger": logger})
+    assert sent.whose() == [(None, None, None), ("acme", "ann", "request-1")]
 
 
 _PROGRAM = """

@@ -333,6 +333,27 @@ def test_the_guard_fails_tests_that_leave_something(pytester: pytest.Pytester, k
     result.stdout.fnmatch_lines(["*ContextLeftError: left bound at the end: asgi_context, for the tenant 'acme'*"])
 
 
+def test_the_guard_says_it_without_the_machinery_of_runners(pytester: pytest.Pytester, kind: str) -> None:
+    source = f"""
+{kind} test_leaves(no_context_left):
+{LEAVES}
+"""
+    result = passes(pytester, source, failed=times(kind))
+    for machinery in ("contextlib.py", "get_runner", "run_until_complete", "hookimpl"):
+        result.stdout.no_fnmatch_line(f"*{machinery}*")
+
+
+def test_a_check_of_the_test_s_own_keeps_its_place(pytester: pytest.Pytester) -> None:
+    source = f"""
+from asgi_context.testing import no_context_left as nothing_left
+def test_leaves(no_context_left):
+    with nothing_left():
+{LEAVES.replace("    ", "        ")}
+"""
+    result = passes(pytester, source, failed=1)
+    result.stdout.fnmatch_lines([">*with nothing_left():"])
+
+
 def test_the_guard_goes_with_a_test_that_is_bound(pytester: pytest.Pytester, kind: str) -> None:
     source = f"""
 {kind} test_leaves(no_context_left, bound_context):
@@ -349,6 +370,127 @@ def test_the_option_guards_all_tests(pytester: pytest.Pytester, kind: str) -> No
 {kind} test_does_not(): ...
 """
     passes(pytester, source, "-o", "asgi_context_guard=true", failed=times(kind), passed=times(kind))
+
+
+def test_the_guard_finds_what_a_fixture_leaves(pytester: pytest.Pytester) -> None:
+    source = f"""
+@pytest.fixture
+def at_its_start():
+{LEAVES}
+@pytest.fixture
+def at_its_end():
+    yield
+{LEAVES}
+@pytest.fixture
+def and_fails():
+{LEAVES}
+    raise KeyError("mine")
+def test_start(at_its_start): ...
+def test_end(at_its_end): ...
+def test_failure(and_fails): ...
+class TestMethods:
+    def setup_method(self):
+{LEAVES.replace("    ", "        ")}
+    def test_method(self): ...
+def test_finds_nothing():
+    assert current_context(None) is None
+"""
+    result = passes(pytester, source, "-o", "asgi_context_guard=true", passed=4, errors=5)
+    for name in ("at_its_start", "at_its_end", "and_fails", "*setup_method*"):
+        result.stdout.fnmatch_lines([f"*left bound at the end, by the fixture '{name}': asgi_context, for the tenant*"])
+    result.stdout.fnmatch_lines(["*KeyError: 'mine'*"])
+
+
+def test_what_a_fixture_leaves_as_it_fails_to_end_is_taken_away(pytester: pytest.Pytester) -> None:
+    source = f"""
+from asgi_context.values import request_context
+@pytest.fixture
+def fails():
+    yield
+{LEAVES}
+    raise KeyError("mine")
+@pytest.fixture
+def leaves_both():
+{LEAVES}
+    stack.enter_context(request_context(a=1))
+def test_fails(fails): ...
+def test_leaves(leaves_both): ...
+def test_finds_nothing():
+    assert current_context(None) is None
+    assert get_from_context("a") is None
+"""
+    result = passes(pytester, source, "-o", "asgi_context_guard=true", passed=3, errors=2)
+    result.stdout.fnmatch_lines(["*KeyError: 'mine'*"])
+    result.stdout.fnmatch_lines(["*by the fixture 'leaves_both': asgi_context, asgi_context.values, for the tenant*"])
+
+
+def test_what_broader_fixtures_bind_is_nothing_left(pytester: pytest.Pytester) -> None:
+    source = """
+@pytest.fixture(scope="session")
+def outer():
+    with bind_context(Identity("outer")):
+        yield
+@pytest.fixture(scope="class")
+def inner(outer):
+    with bind_context(Identity("inner")):
+        yield
+@pytest.fixture
+def cart(request):
+    request.getfixturevalue("inner")
+    with bind_context(Identity("cart")):
+        yield
+class TestInner:
+    def test_first(self, cart):
+        assert current_context().tenant == "cart"
+    def test_last(self, inner):
+        assert current_context().tenant == "inner"
+def test_outer(outer):
+    assert current_context().tenant == "outer"
+"""
+    passes(pytester, source, "-o", "asgi_context_guard=true", passed=3)
+
+
+def test_nothing_is_said_of_fixtures_unless_it_is_asked_for(pytester: pytest.Pytester) -> None:
+    source = f"""
+@pytest.fixture
+def leaves():
+{LEAVES}
+def test_asks(leaves, no_context_left): ...
+def test_does_not(leaves): ...
+"""
+    passes(pytester, source, passed=2, errors=1)
+
+
+@pytest.mark.parametrize("mark", ["asyncio", "anyio"])
+def test_an_async_test_of_hypothesis_is_bound_and_checked(pytester: pytest.Pytester, mark: str) -> None:
+    source = f"""
+from hypothesis import given, settings, strategies
+def some(test):
+    return pytest.mark.{mark}(settings(max_examples=2, database=None)(given(n=strategies.integers())(test)))
+@pytest.mark.bound_context("acme", "ann")
+@some
+async def test_bound(n):
+    assert current_context().user == "ann"
+@some
+async def test_leaves(n):
+{LEAVES}
+@some
+async def test_does_not(n): ...
+"""
+    n = times(mark)
+    passes(pytester, source, "-o", "asgi_context_guard=true", passed=2 * n, failed=n)
+
+
+def test_subtests_are_checked_with_their_test(pytester: pytest.Pytester) -> None:
+    source = f"""
+def test_leaves(subtests, no_context_left):
+    with subtests.test("first"):
+{LEAVES.replace("    ", "        ")}
+    with subtests.test("second"):
+        pass
+"""
+    result = passes(pytester, source, failed=1)
+    result.stdout.fnmatch_lines(["*ContextLeftError*for the tenant 'acme'*"])
 
 
 def test_a_test_that_fails_by_itself_says_why(pytester: pytest.Pytester) -> None:
@@ -384,6 +526,22 @@ class Test(unittest.TestCase):
         pass
 """
     passes(pytester, source, "-o", "asgi_context_guard=true", failed=1, passed=1)
+
+
+def test_async_tests_of_unittest_are_bound_and_checked(pytester: pytest.Pytester) -> None:
+    source = f"""
+import unittest
+@pytest.mark.bound_context("acme", "ann")
+class TestBound(unittest.IsolatedAsyncioTestCase):
+    async def test_bound(self):
+        self.assertEqual(current_context().user, "ann")
+class TestUnbound(unittest.IsolatedAsyncioTestCase):
+    async def test_leaves(self):
+{LEAVES.replace("    ", "        ")}
+    async def test_does_not(self):
+        self.assertIsNone(current_context(None))
+"""
+    passes(pytester, source, "-o", "asgi_context_guard=true", failed=1, passed=2)
 
 
 def test_clients_run_apps_for_whom_the_request_names(pytester: pytest.Pytester) -> None:
