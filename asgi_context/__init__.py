@@ -1,4 +1,25 @@
-"""Wrap any ASGI app once, and all that it calls knows on whose behalf it runs, and holds that tenant's shared state."""
+"""Wrap any ASGI app once, and all that it calls knows on whose behalf it runs, and holds that tenant's shared state.
+
+::
+
+    app = ContextMiddleware(app, tenant=from_header("x-tenant-id"), user=from_header("x-user-id"), store=MemoryStore())
+
+    async def handler(...):
+        context = current_context()  # .tenant .user .request_id .claims
+        await current_state().update_field("profile", "colour", "green")
+
+What is not a request says itself on whose behalf it runs:
+
+    >>> from asgi_context import Identity, bind_context, current_context
+    >>> with bind_context(Identity("acme", "ann")):
+    ...     current_context().tenant
+    'acme'
+
+Nothing here needs more than the standard library. Beside it are `asgi_context.errors`, `asgi_context.values`,
+`asgi_context.processes`, `asgi_context.propagation`, `asgi_context.logging` and `asgi_context.testing`; and, each with
+an extra of its name, `asgi_context.expansion`, `asgi_context.httpx`, `asgi_context.jwt`, `asgi_context.otel`,
+`asgi_context.redis`, `asgi_context.sentry`, `asgi_context.structlog` and `asgi_context.tools`.
+"""
 
 from asgi_context._claims import Claims
 from asgi_context._codec import register_state_type

@@ -47,7 +47,7 @@ class CarrierKey:
         return f"CarrierKey({self.id!r}, ...)"
 
     def sign(self, text: str) -> str:
-        """Sign.
+        """Sign the text of a carrier.
 
         Args:
             text: ASCII.
