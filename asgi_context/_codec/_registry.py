@@ -72,7 +72,9 @@ def register_state_type(kind: type[_T], /, *, name: str, version: int = 1, upgra
         >>> from dataclasses import dataclass
         >>> from functools import partial
         >>> from asgi_context import register_state_type
-        >>> @partial(register_state_type, name="docs.line", version=2, upgrade=lambda fields, version: {**fields, "count": 1})
+        >>> def upgrade(fields, version):
+        ...     return {**fields, "count": 1}
+        >>> @partial(register_state_type, name="docs.line", version=2, upgrade=upgrade)
         ... @dataclass
         ... class Line:
         ...     item: str
