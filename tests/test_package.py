@@ -315,6 +315,29 @@ def test_the_snippets_of_the_documents_run(
     assert result.returncode == 0, result.stderr
 
 
+def anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```$", "", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_the_links_of_the_documents_lead_somewhere(document: str) -> None:
+    here = ROOT / document
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", here.read_text("utf-8")):
+        path, _, anchor = link.partition("#")
+        there = here.parent / path if path else here
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+def test_the_guide_lists_every_example() -> None:
+    guide = (ROOT / "examples" / "README.md").read_text("utf-8").partition("\n## Examples\n")[2]
+    examples = {path.name for path in (ROOT / "examples").iterdir() if not path.name.startswith(("_", "README"))}
+    assert examples <= {link.strip("/") for link in re.findall(r"\]\(([^)]+)\)", guide)}
+
+
 @pytest.mark.anyio
 @pytest.mark.usefixtures("asyncio_only")
 async def test_the_guide_s_chat_with_tools_answers_its_client() -> None:
