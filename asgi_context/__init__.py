@@ -15,10 +15,29 @@ What is not a request says itself on whose behalf it runs:
     ...     current_context().tenant
     'acme'
 
-Nothing here needs more than the standard library. Beside it are `asgi_context.errors`, `asgi_context.values`,
-`asgi_context.processes`, `asgi_context.propagation`, `asgi_context.logging` and `asgi_context.testing`; and, each with
-an extra of its name, `asgi_context.expansion`, `asgi_context.httpx`, `asgi_context.jwt`, `asgi_context.otel`,
-`asgi_context.redis`, `asgi_context.sentry`, `asgi_context.structlog` and `asgi_context.tools`.
+Nothing here needs more than the standard library, nor do
+
+==========================  ==========================================================
+`asgi_context.errors`       all that this package raises, as one tree
+`asgi_context.values`       values that the functions of one request share
+`asgi_context.processes`    jobs in other processes
+`asgi_context.propagation`  the context across processes, queues and HTTP calls
+`asgi_context.logging`      whose each log line is
+`asgi_context.testing`      contexts in tests, and a check that none is left
+==========================  ==========================================================
+
+These need an extra of their name:
+
+==========================  ==========================================================
+`asgi_context.jwt`          identities out of signed tokens
+`asgi_context.redis`        states in Redis or Valkey
+`asgi_context.tools`        tools of agents
+`asgi_context.expansion`    configuration whose ``${NAME}`` are filled for each request
+`asgi_context.httpx`        the context on requests of httpx and httpx2
+`asgi_context.structlog`    whose each event of structlog is
+`asgi_context.otel`         whose each span of OpenTelemetry is
+`asgi_context.sentry`       whose each event of Sentry is
+==========================  ==========================================================
 """
 
 from asgi_context._claims import Claims

@@ -165,6 +165,16 @@ def test_every_class_says_what_it_is_made_of() -> None:
     assert [name for name, kind in made.items() if entries(kind, "Args") != parameters_of(kind)] == []
 
 
+def test_attributes_are_told_by_their_class_or_by_themselves() -> None:
+    untold = [
+        f"{name}.{member}"
+        for name, kind in CLASSES.items()
+        for member, thing in inspect.getmembers_static(kind, inspect.ismemberdescriptor)
+        if not member.startswith("_") and not inspect.getdoc(thing) and member not in entries(kind, "Args")
+    ]
+    assert untold == []
+
+
 def test_examples_in_docstrings_run() -> None:
     runner = doctest.DocTestRunner()
     for name, thing in DOCUMENTED.items():
