@@ -1,4 +1,44 @@
-"""Wrap any ASGI app once, and all that it calls knows on whose behalf it runs, and holds that tenant's shared state."""
+"""Wrap any ASGI app once, and all that it calls knows on whose behalf it runs, and holds that tenant's shared state.
+
+::
+
+    app = ContextMiddleware(app, tenant=from_header("x-tenant-id"), user=from_header("x-user-id"), store=MemoryStore())
+
+    async def handler(...):
+        context = current_context()  # .tenant .user .request_id .claims
+        await current_state().update_field("profile", "colour", "green")
+
+What is not a request says itself on whose behalf it runs:
+
+    >>> from asgi_context import Identity, bind_context, current_context
+    >>> with bind_context(Identity("acme", "ann")):
+    ...     current_context().tenant
+    'acme'
+
+Nothing here needs more than the standard library, nor do
+
+==========================  ==========================================================
+`asgi_context.errors`       all that this package raises, as one tree
+`asgi_context.values`       values that the functions of one request share
+`asgi_context.processes`    jobs in other processes
+`asgi_context.propagation`  the context across processes, queues and HTTP calls
+`asgi_context.logging`      whose each log line is
+`asgi_context.testing`      contexts in tests, and a check that none is left
+==========================  ==========================================================
+
+These need an extra of their name:
+
+==========================  ==========================================================
+`asgi_context.jwt`          identities out of signed tokens
+`asgi_context.redis`        states in Redis or Valkey
+`asgi_context.tools`        tools of agents
+`asgi_context.expansion`    configuration whose ``${NAME}`` are filled for each request
+`asgi_context.httpx`        the context on requests of httpx and httpx2
+`asgi_context.structlog`    whose each event of structlog is
+`asgi_context.otel`         whose each span of OpenTelemetry is
+`asgi_context.sentry`       whose each event of Sentry is
+==========================  ==========================================================
+"""
 
 from asgi_context._claims import Claims
 from asgi_context._codec import register_state_type

@@ -30,6 +30,9 @@ _T = TypeVar("_T")
 class Required:
     """The type of ``REQUIRED``, which stands for "no default was given"."""
 
+    def __repr__(self) -> str:
+        return "..."  # in signatures, as `help` shows them
+
 
 REQUIRED: Final = Required()
 

@@ -99,6 +99,17 @@ def carry_context(func: Callable[_P, _T], /) -> Callable[_P, _T]:
     Raises:
         TypeError: ``func`` is a coroutine function or a generator function. From a call: JobError, if ``func`` raised
             what no caller can be handed (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError).
+
+    Example:
+        >>> from threading import Thread
+        >>> from asgi_context import Identity, bind_context, carry_context, current_context
+        >>> def job():
+        ...     print(current_context().user)
+        >>> with bind_context(Identity("acme", "ann")):
+        ...     thread = Thread(target=carry_context(job))
+        >>> thread.start()
+        ann
+        >>> thread.join()
     """
     check_job(func)
     context = copy_context()

@@ -180,7 +180,7 @@ def json_message(
         tenant: name of the member that holds the tenant.
         user: name of the member that holds the user; without one, the user is ``None``.
         max_bytes: the longest message, in bytes of UTF-8.
-        valid: another rule for identifiers than the package's own, see the README.
+        valid: another rule for identifiers than the package's own, see `Extractor`.
 
     Returns:
         An extractor for ``ContextMiddleware(message=...)``.

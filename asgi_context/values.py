@@ -3,6 +3,17 @@
 A request has one dictionary; a block of `request_context` has one of its own, which starts as a copy of what is
 outside and is dropped at its end. ``set``, ``update`` and ``clear`` write the innermost block, or without one the whole
 request.
+
+Example:
+    >>> from asgi_context import Identity, bind_context
+    >>> from asgi_context.values import get_from_context, request_context, update_request_context
+    >>> with bind_context(Identity("acme"), values={"plan": "walk"}):
+    ...     update_request_context(locale="en")
+    ...     with request_context(plan="run"):
+    ...         print(get_from_context("plan"), get_from_context("locale"))
+    ...     get_from_context("plan")
+    run en
+    'walk'
 """
 
 from collections.abc import Generator, Iterable, Mapping

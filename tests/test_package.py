@@ -1,23 +1,25 @@
 """The package as a whole: what it imports, what it promises, what its errors are, what its documents say."""
 
+import doctest
 import inspect
 import json
 import pickle
 import pkgutil
+import pydoc
 import re
 import subprocess
 import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from driver import Exchange, websocket
 from resources import turns
 
 import asgi_context
-from asgi_context import errors
+from asgi_context import KEEP, errors
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,29 +50,12 @@ print(sorted(roots - set(sys.stdlib_module_names) - {{"asgi_context", "__mp_main
 
 MODULES: list[Any] = [
     asgi_context,
-    errors,
     *(
-        import_module(f"asgi_context.{name}")
-        for name in [
-            "values",
-            "expansion",
-            "httpx",
-            "logging",
-            "otel",
-            "processes",
-            "propagation",
-            "sentry",
-            "structlog",
-            "testing",
-        ]
+        import_module(f"asgi_context.{module.name}")
+        for module in pkgutil.iter_modules(asgi_context.__path__)
+        if not module.name.startswith("_")
     ),
 ]
-
-
-def test_the_names_that_are_promised_are_there() -> None:
-    for module in MODULES:
-        for name in module.__all__:
-            assert getattr(module, name).__doc__, name
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
@@ -79,40 +64,129 @@ def test_the_version_is_that_of_the_distribution() -> None:
         _ = asgi_context.anything
 
 
-def public_callables() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for module in MODULES:
-        for name in module.__all__:
-            thing = getattr(module, name)
-            found[name] = thing
-            if inspect.isclass(thing):
-                for method, function in vars(thing).items():
-                    if not method.startswith("_") and inspect.isfunction(function):
-                        found[f"{name}.{method}"] = function
-    return {name: thing for name, thing in found.items() if callable(thing)}
+# Docstrings: what `help()` shows of all that has no underscore
+
+NAMED = {f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in module.__all__}
+CLASSES = {name: thing for name, thing in NAMED.items() if inspect.isclass(thing)}
+MEMBERS = {
+    f"{name}.{member}": getattr(thing, "__func__", thing)
+    for name, kind in CLASSES.items()
+    for member, thing in vars(kind).items()
+    if not member.startswith("_")
+}
+PROPERTIES = {name: thing for name, thing in MEMBERS.items() if isinstance(thing, property)}
+FUNCTIONS = {name: thing for name, thing in (NAMED | MEMBERS).items() if inspect.isfunction(thing)}
+DOCUMENTED = {module.__name__: module for module in MODULES} | NAMED | FUNCTIONS | PROPERTIES
 
 
-PUBLIC = public_callables()
+def sections(thing: Any) -> dict[str, str]:
+    """A docstring in Google form, by its headings; what stands before the first has none."""
+    headings = r"^(Args|Returns|Yields|Raises|Example):$"
+    parts = re.split(headings, inspect.getdoc(thing) or "", flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_callable_says_what_its_arguments_are(name: str) -> None:
-    thing = PUBLIC[name]
-    documentation = inspect.getdoc(thing) or ""
-    assert documentation
-    if name.startswith(("Store", "Extractor", "MemoryStore.")) or thing in vars(errors).values():
-        return  # protocols say it in one sentence; errors are made by the package
-    if inspect.isclass(thing) and "__init__" not in vars(thing):
-        return  # it takes what its base class takes, and says so
-    parameters = [
-        parameter.name
-        for parameter in inspect.signature(thing).parameters.values()
-        if parameter.name not in {"self", "cls"}
+def entries(thing: Any, heading: str) -> list[str]:
+    return re.findall(r"^    (\*{0,2}[\w.]+): \S", sections(thing).get(heading, ""), re.MULTILINE)
+
+
+def parameters_of(thing: Any) -> list[str]:
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    parameters = inspect.signature(thing).parameters.values()
+    return [stars.get(each.kind, "") + each.name for each in parameters if each.name not in {"self", "cls"}]
+
+
+def told_elsewhere(thing: Any) -> str | None:
+    """Where a method says that the same is told: ``see `Store`.`` at the end of its sentence."""
+    said = re.search(r"; see `([\w.]+)`\.$", sections(thing)[""].partition("\n\n")[0].strip())
+    return said and said[1]
+
+
+def public(name: str, beside: str) -> Any:
+    """What a docstring calls by that name: of the package, of the class that it stands in, or of Python."""
+    first, _, rest = name.partition(".")
+    for place in (beside, beside.rpartition(".")[0]):
+        found = getattr(DOCUMENTED.get(place), first, None)
+        if found is not None and not rest:
+            return found
+    for known, thing in NAMED.items():
+        if known.rpartition(".")[2] == first:
+            return getattr(thing, rest, None) if rest else thing
+    return DOCUMENTED.get(name) or pydoc.locate(name)
+
+
+def test_every_public_name_says_in_a_sentence_what_it_is() -> None:
+    def wrong(thing: Any) -> bool:
+        text = inspect.getdoc(thing) or ""
+        sentence = text.partition("\n\n")[0]
+        of_its_own = inspect.isroutine(thing) or text != inspect.getdoc(type(thing)) or isinstance(thing, type(KEEP))
+        return not (of_its_own and re.fullmatch(r"[A-Z`][^\n]{10,}[.:]", sentence))
+
+    assert [name for name, thing in DOCUMENTED.items() if wrong(thing)] == []
+
+
+def test_the_package_names_its_modules() -> None:
+    assert {module.__name__ for module in MODULES[1:]} == set(
+        re.findall(r"`(asgi_context\.\w+)`", inspect.getdoc(asgi_context) or "")
+    )
+
+
+def test_what_docstrings_refer_to_is_there() -> None:
+    missing = []
+    for name, thing in DOCUMENTED.items():
+        text = re.sub(r"``.*?``", "", inspect.getdoc(thing) or "", flags=re.DOTALL)
+        referred = re.findall(r"`([\w.]+)`", text)
+        missing += [(name, other) for other in referred if public(other, name) is None]
+        raised = [(other, public(other, name)) for other in entries(thing, "Raises")]
+        missing += [
+            (name, other) for other, error in raised if not (inspect.isclass(error) and issubclass(error, Exception))
+        ]
+    assert missing == []
+
+
+def test_every_function_says_what_it_takes_and_what_it_gives() -> None:
+    wrong = []
+    for name, function in FUNCTIONS.items():
+        if told_elsewhere(function):
+            continue
+        gives = inspect.signature(function).return_annotation not in {None, "None", NoReturn}
+        said = sections(function)
+        if entries(function, "Args") != parameters_of(function) or gives != bool({"Returns", "Yields"} & said.keys()):
+            wrong.append(name)
+    assert wrong == []
+
+
+def test_every_class_says_what_it_is_made_of() -> None:
+    made = {
+        name: kind
+        for name, kind in CLASSES.items()
+        if "__init__" in vars(kind) and not getattr(kind, "_is_protocol", False)
+    }  # others take what their base class takes
+    assert [name for name, kind in made.items() if entries(kind, "Args") != parameters_of(kind)] == []
+
+
+def test_attributes_are_told_by_their_class_or_by_themselves() -> None:
+    untold = [
+        f"{name}.{member}"
+        for name, kind in CLASSES.items()
+        for member, thing in inspect.getmembers_static(kind, inspect.ismemberdescriptor)
+        if not member.startswith("_") and not inspect.getdoc(thing) and member not in entries(kind, "Args")
     ]
-    for parameter in parameters:
-        assert re.search(rf"^ +\*{{0,2}}{parameter}: ", documentation, re.MULTILINE), (name, parameter)
-    if parameters:
-        assert "Args:" in documentation
+    assert untold == []
+
+
+def test_examples_in_docstrings_run() -> None:
+    runner = doctest.DocTestRunner()
+    for name, thing in DOCUMENTED.items():
+        for example in doctest.DocTestFinder(recurse=False).find(thing, name, globs={}):
+            runner.run(example)
+    results = runner.summarize(verbose=False)
+    assert results.failed == 0
+    assert results.attempted > 30  # else they are no longer found
+
+
+def test_a_default_that_stands_for_none_is_shown_as_such() -> None:
+    assert str(inspect.signature(asgi_context.current_context)).startswith("(default: object = ..., /)")
 
 
 # Errors
@@ -251,10 +325,33 @@ def test_the_snippets_of_the_documents_run(
     assert result.returncode == 0, result.stderr
 
 
+def anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```$", "", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
+def test_the_links_of_the_documents_lead_somewhere(document: str) -> None:
+    here = ROOT / document
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", here.read_text("utf-8")):
+        path, _, anchor = link.partition("#")
+        there = here.parent / path if path else here
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+def test_the_guide_lists_every_example() -> None:
+    guide = (ROOT / "examples" / "README.md").read_text("utf-8").partition("\n## Examples\n")[2]
+    examples = {path.name for path in (ROOT / "examples").iterdir() if not path.name.startswith(("_", "README"))}
+    assert examples <= {link.partition("/")[0] for link in re.findall(r"\]\(([^)]+)\)", guide)}
+
+
 @pytest.mark.anyio
 @pytest.mark.usefixtures("asyncio_only")
-async def test_the_readme_s_chat_with_tools_answers_its_client() -> None:
-    (snippet,) = (block for block in blocks("README.md", "python") if "ToolSystemFactory(" in block)
+async def test_the_guide_s_chat_with_tools_answers_its_client() -> None:
+    (snippet,) = (block for block in blocks("examples/README.md", "python") if "ToolSystemFactory(" in block)
     made: dict[str, Any] = {"__name__": "snippet"}
     exec(compile(snippet, "snippet", "exec", dont_inherit=True), made)
     text = '{"tenant_id": "acme", "user_id": "ann"}'

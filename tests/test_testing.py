@@ -581,9 +581,7 @@ def test_a_run_that_does_not_use_it_imports_no_integration(pytester: pytest.Pyte
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_s_tests_pass(pytester: pytest.Pytester) -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    (snippet,) = (
-        block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "no_context_left" in block
-    )
+def test_the_guide_s_tests_pass(pytester: pytest.Pytester) -> None:
+    guide = (Path(__file__).parent.parent / "examples" / "README.md").read_text("utf-8")
+    (snippet,) = (block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "no_context_left" in block)
     passes(pytester, snippet, passed=3)

@@ -67,6 +67,18 @@ def register_state_type(kind: type[_T], /, *, name: str, version: int = 1, upgra
         TypeError: it is no such class, or an argument is of the wrong type.
         ValueError: the name or the version cannot be, or the name is taken by another class, or the class by another
             name.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from functools import partial
+        >>> from asgi_context import register_state_type
+        >>> def upgrade(fields, version):
+        ...     return {**fields, "count": 1}
+        >>> @partial(register_state_type, name="docs.line", version=2, upgrade=upgrade)
+        ... @dataclass
+        ... class Line:
+        ...     item: str
+        ...     count: int
     """
     if not isinstance(kind, type):
         message = f"register_state_type takes a class, not {kind!r}"

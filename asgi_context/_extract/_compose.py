@@ -176,6 +176,12 @@ def first_of(*extractors: Extractor) -> BuiltIn:
     Raises:
         TypeError: an argument is no extractor.
         ValueError: there is none.
+
+    Example:
+        >>> from asgi_context import constant, first_of, from_header
+        >>> tenant = first_of(from_header("x-tenant-id"), constant("public"))
+        >>> tenant({"headers": [(b"x-tenant-id", b"acme")]}), tenant({"headers": []})
+        ('acme', 'public')
     """
     if not extractors:
         message = "first_of: needs at least one extractor"

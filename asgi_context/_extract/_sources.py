@@ -242,6 +242,11 @@ def from_path(template: str, *, valid: Valid | None = None) -> BuiltIn:
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: ``template`` is of another form.
+
+    Example:
+        >>> from asgi_context import from_path
+        >>> from_path("/t/{tenant}")({"path": "/t/acme/orders", "headers": []})
+        'acme'
     """
     return _FromPath(template, valid)
 

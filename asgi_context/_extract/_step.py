@@ -27,13 +27,27 @@ Value: TypeAlias = "str | Identity | None"
 class Extractor(Protocol):
     """Any callable that reads a string or an identity out of an ASGI scope.
 
-    It may be a coroutine function. ``None`` means absent; to refuse, it raises `RequestRejected`. What it returns is
-    checked as identifiers are, unless it has an attribute ``valid``: a callable that takes the string and says whether
-    it is good. With attributes ``open`` and ``close`` (plain or coroutine functions) it is opened and closed with the
-    app's lifespan. With an attribute ``challenge`` (text of a ``WWW-Authenticate`` header, RFC 9110, section 11.6.1) a
-    request without identity is answered with 401 and that challenge. With an attribute ``hide`` (takes the scope of a
-    WebSocket) what the app must not see is taken out of the scope before it runs. One that asks another extractor hands
-    these on.
+    It may be a coroutine function. ``None`` means absent; to refuse, it raises `RequestRejected`. A string that it
+    returns must be an identifier: 1 to 128 ASCII letters, digits and ``. _ - ~ @ : | + =``, not only dots; unless it
+    has an attribute ``valid``: a callable that takes the string and says whether it is good. With attributes ``open``
+    and ``close`` (plain or coroutine functions) it is opened and closed with the app's lifespan. With an attribute
+    ``challenge`` (text of a ``WWW-Authenticate`` header, RFC 9110, section 11.6.1) a request without identity is
+    answered with 401 and that challenge. With an attribute ``hide`` (takes the scope of a WebSocket) what the app must
+    not see is taken out of the scope before it runs. One that asks another extractor hands these on.
+
+    Example:
+        >>> from asgi_context import Identity, RequestRejected, from_header
+        >>> class ByKey:
+        ...     challenge = 'ApiKey realm="things"'
+        ...     key = staticmethod(from_header("x-api-key"))
+        ...
+        ...     def __call__(self, scope):
+        ...         key = self.key(scope)
+        ...         if key == "withdrawn":
+        ...             raise RequestRejected(401, "key_withdrawn")
+        ...         return Identity("acme", "robot") if key else None
+        >>> ByKey()({"headers": [(b"x-api-key", b"k1")]}).user
+        'robot'
     """
 
     def __call__(self, scope: Scope, /) -> Any:  # noqa: ANN401 - str, Identity or None, or an awaitable of these

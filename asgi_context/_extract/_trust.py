@@ -27,7 +27,7 @@ class SharedSecret:
         ValueError: the name is no header name, or the secret cannot be one.
     """
 
-    __slots__ = ("_secret", "header")
+    __slots__ = {"header": "Name of the header, as bytes in lower case.", "_secret": "What it must hold."}  # noqa: RUF023 - in the order of reading
 
     def __init__(self, header: str, secret: str | bytes) -> None:
         self.header = header_name(header, "SharedSecret: header")

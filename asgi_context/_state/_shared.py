@@ -43,6 +43,16 @@ class SharedState:
     Raises:
         TypeError: tenant or user is no str.
         ValueError: tenant or user is empty.
+
+    Example:
+        >>> from asgi_context import MemoryStore, SharedState
+        >>> state = SharedState(MemoryStore(), "acme", "ann").sync
+        >>> state.upsert("cart", {"items": ("book", "pen")}, ttl=3600)
+        True
+        >>> state.get("cart")
+        {'items': ('book', 'pen')}
+        >>> state.tenant_wide.increment("sales", "items", 2)
+        2
     """
 
     __slots__ = ("_loop", "_space", "_store")

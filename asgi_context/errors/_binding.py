@@ -27,7 +27,11 @@ class ContextNotBoundError(AsgiContextError, LookupError):
 
 
 class StoreNotBoundError(ContextNotBoundError):
-    """An identity is bound here, but no store that could hold its state."""
+    """An identity is bound here, but no store that could hold its state.
+
+    Args:
+        wanted: what was asked for.
+    """
 
     def __init__(self, wanted: str = "store") -> None:
         super().__init__(wanted)
@@ -37,7 +41,11 @@ class StoreNotBoundError(ContextNotBoundError):
 
 
 class MessagesNotBoundError(ContextNotBoundError):
-    """No WebSocket connection is bound here whose messages say who asks."""
+    """No WebSocket connection is bound here whose messages say who asks.
+
+    Args:
+        wanted: what was asked for.
+    """
 
     def __init__(self, wanted: str = "messages") -> None:
         super().__init__(wanted)
@@ -50,7 +58,11 @@ class MessagesNotBoundError(ContextNotBoundError):
 
 
 class ConnectionNotBoundError(ContextNotBoundError):
-    """No WebSocket connection is bound here whose identity expires."""
+    """No WebSocket connection is bound here whose identity expires.
+
+    Args:
+        wanted: what was asked for.
+    """
 
     def __init__(self, wanted: str = "connection") -> None:
         super().__init__(wanted)

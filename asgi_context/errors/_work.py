@@ -135,6 +135,9 @@ class ResourceCloseError(AsgiContextError, ExceptionGroup[Exception]):
 
     Each error is in ``exceptions``. All resources were tried. Where the request itself had failed, that error goes on,
     and these are logged.
+
+    Args:
+        errors: what closing raised.
     """
 
     def __new__(cls, errors: Sequence[Exception], /) -> Self:

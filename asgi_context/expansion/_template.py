@@ -129,6 +129,13 @@ def expand(
         ContextClosedError: what is bound here has ended.
         TypeError: names are not given as a collection of ``str``, or ``environ`` is no mapping.
         ValueError: names hold what no reference can name.
+
+    Example:
+        >>> from asgi_context import Identity, bind_context
+        >>> from asgi_context.expansion import expand
+        >>> with bind_context(Identity("acme", "ann")):
+        ...     expand({"folder": "/data/${context:tenant}", "port": "${PORT:-80}"}, environ={})
+        {'folder': '/data/acme', 'port': '80'}
     """
     return Template(value, request_names=request_names, env_names=env_names).expand(environ=environ)
 

@@ -49,6 +49,7 @@ class JWTAuth(BuiltIn):
         resource_metadata: URL of the metadata of this resource (RFC 9728), for the challenge.
         cache_size: how many verified tokens are remembered, by their digests.
         now: the time, in seconds since the epoch.
+        **issuer: the arguments of `Issuer`, where there is one.
 
     Raises:
         TypeError: an argument is of the wrong type, or arguments do not go together.
@@ -172,7 +173,15 @@ class JWTAuth(BuiltIn):
         return list({id(issuer.client): issuer.client for issuer in self._issuers if issuer.client}.values())
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - it gives identities
-        """See `BuiltIn`."""
+        """Make the step of the middleware by which it is asked; the middleware does, when it is made.
+
+        Args:
+            plan: where it claims the headers that it reads.
+            role: what a string would identify; it gives identities.
+
+        Returns:
+            The step.
+        """
         slot = plan.slot(b"authorization")
         find = self._credentials.find
 

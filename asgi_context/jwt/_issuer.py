@@ -43,7 +43,7 @@ class Issuer:
         typ: which ``typ`` a token may have, in any case, with or without ``application/``; ``None`` stands for none.
             ``("at+jwt",)`` is the profile of RFC 9068.
         leeway: how far its clock may be off, in seconds.
-        valid: another rule for tenants and users than the package's own, see the README.
+        valid: another rule for tenants and users than the package's own, see `Extractor`.
 
     Raises:
         TypeError: an argument is of the wrong type.

@@ -147,7 +147,7 @@ class JWKSClient:
         await self._wait_for(flight.landed)
 
     async def find(self, key_id: str | None, algorithm: str) -> Check:
-        """Find the key of a token.
+        """Find the key of a token, for `JWTAuth`, which turns what it raises into a refusal.
 
         Args:
             key_id: how the token calls it; ``None`` where it does not.
@@ -157,7 +157,7 @@ class JWKSClient:
             How its signature is checked.
 
         Raises:
-            TokenRefusedError: there is no such key, or it is for other algorithms.
+            asgi_context.jwt._refused.TokenRefusedError: there is no such key, or it is for other algorithms.
             RequestRejected: the keys cannot be had (503).
         """
         ring = await self.keys()

@@ -194,6 +194,14 @@ def to_carrier(
         CarrierExpiredError: the identity's proof has ended.
         TypeError: an argument is of the wrong type.
         ValueError: an argument has a value that it cannot have.
+
+    Example:
+        >>> from asgi_context import Identity
+        >>> from asgi_context.propagation import CarrierKey, from_carrier, to_carrier
+        >>> key = CarrierKey("2026-11", "at least 32 bytes that nobody can guess")
+        >>> carrier = to_carrier(Identity("acme", "ann"), key=key, audience="mailer", lifetime=3600)
+        >>> from_carrier(carrier, key=key, audience="mailer").user
+        'ann'
     """
     return {NAME: Writer(key, lifetime, claims, now).write(context, check_audience(audience))}
 

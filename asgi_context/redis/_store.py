@@ -114,7 +114,7 @@ class RedisStore:
                 ``redis+sentinel://host:26379,host:26379/master`` and ``redis+cluster://host:6379,host:6379``, also with
                 ``rediss``. ``valkey`` and ``valkeys`` stand for ``redis`` and ``rediss``. Options that redis-py knows
                 can stand in the query, such as ``?ssl_ca_certs=``.
-            options: those of `RedisStore`.
+            **options: those of `RedisStore`.
 
         Returns:
             The store. It connects when it is opened or first used, on each event loop by itself.

@@ -104,6 +104,9 @@ class WebSocketBridge:
     def put_where_room(self, text: str) -> bool:
         """Send an event that is JSON already, if it need not wait for room; the caller has had the loop checked.
 
+        Args:
+            text: the event.
+
         Returns:
             Whether it was done; else it must be `put`.
         """
@@ -142,7 +145,7 @@ class WebSocketBridge:
         self.check_loop(asyncio.get_running_loop())
 
     def send_json_blocking(self, event: Mapping[str, Any], wanted: Callable[[], bool] | None = None) -> None:
-        """Send an event from a thread, if it is still wanted when its turn comes; see `BlockingBridge.send_json`."""
+        """Send an event from a thread, if it is still wanted when its turn comes; see `WebSocketBridge.send_json`."""
         if loop_runs_here():
             raise ToolBlockingError("bridge.sync.send_json()", "await bridge.send_json(event)")
         text = _text_of(event)

@@ -19,7 +19,13 @@ class ToolCall:
         bridge: where events go; ``None`` where there is no WebSocket.
     """
 
-    __slots__ = ("_bridge", "call_id", "correlation_id", "json_ids", "tool")
+    __slots__ = {  # noqa: RUF023 - in the order of reading
+        "tool": "Name of the tool.",
+        "call_id": "Id of the call.",
+        "correlation_id": "Id of the tool system.",
+        "json_ids": "The three of them as members of a JSON object, for events; empty where there is no WebSocket.",
+        "_bridge": "Where events go.",
+    }
 
     def __init__(self, tool: str, call_id: str, correlation_id: str, bridge: WebSocketBridge | None) -> None:
         self.tool = tool
@@ -27,7 +33,6 @@ class ToolCall:
         self.correlation_id = correlation_id
         self._bridge = bridge
         self.json_ids = ""
-        """What all its events have, as JSON; where there is a bridge."""
 
     async def progress(self, **data: Any) -> bool:  # noqa: ANN401 - whatever has a JSON form
         """Tell the client how far the tool is, by an event ``tool_progress``.

@@ -178,7 +178,7 @@ class ToolDispatcher:
     def dispatch_blocking(
         self, name: str, arguments: Arguments | None, call_id: str | None, timeout: float | None
     ) -> ToolResult:
-        """Call a tool from a thread; see `BlockingDispatcher.dispatch`."""
+        """Call a tool from a thread, as `sync` does; see `ToolDispatcher.dispatch`."""
         if loop_runs_here():
             raise ToolBlockingError("sync.dispatch()", "await dispatcher.dispatch(name, arguments)")
         limit = self._timeout if timeout is None else _time(timeout)

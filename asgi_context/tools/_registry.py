@@ -33,7 +33,7 @@ class ToolRegistry:
         return f"<ToolRegistry {', '.join(self._entries)}>"
 
     def register(self, tool: Any, *, name: str | None = None) -> None:  # noqa: ANN401 - as above
-        """Add a tool.
+        """Add a tool, under its own name or another.
 
         Args:
             tool: the tool.

@@ -50,7 +50,9 @@ class ToolResult:
         tool: name of the tool.
         call_id: id of the call.
         value: what the tool gave.
-        code: why it came to nothing, see `Code`; ``None`` where it did not.
+        code: why it came to nothing; ``None`` where it did not. ``tool_not_found``, ``arguments_invalid``,
+            ``not_permitted``, ``rate_limited``, ``too_many_calls``, ``pool_full``, ``tool_timeout``, ``tool_crashed``
+            or ``limits_unavailable``, or the code of a `ToolError`.
         text: the same for the model, in words.
         errors: what is wrong with the arguments: where, what kind of error, and in words; of more than 100, the first.
         retry_after: after how many seconds it may be tried again, where that is known.

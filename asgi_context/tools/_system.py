@@ -30,7 +30,14 @@ class ToolSystem:
         correlation_id: goes with all events: a UUID.
     """
 
-    __slots__ = ("__weakref__", "bridge", "correlation_id", "dispatcher", "registry", "tools")
+    __slots__ = {  # noqa: RUF023 - in the order of reading
+        "registry": "The tools, by name.",
+        "dispatcher": "Calls them.",
+        "tools": "What was registered; of classes that are no models, instances of its own.",
+        "bridge": "Sends events to the WebSocket that asked; ``None`` where there is none.",
+        "correlation_id": "Goes with all events: a UUID.",
+        "__weakref__": "It may be referred to weakly.",
+    }
 
     needs_connection: ClassVar[bool] = True
     """Tells the middleware that connections are to be kept ready for its bridge."""

@@ -1,14 +1,16 @@
 """What type checkers see of the public names: checked by mypy and pyright, never run."""
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, assert_type
 
 import httpx
 import httpx2
+import sentry_sdk
 import structlog
+from opentelemetry.sdk.trace import TracerProvider
 
 from asgi_context import (
     ContextMiddleware,
@@ -34,9 +36,17 @@ from asgi_context import (
 from asgi_context._types import ASGIApp
 from asgi_context.expansion import Template, expand, load_yaml
 from asgi_context.httpx import context_hook
+from asgi_context.jwt import Issuer, JWTAuth
 from asgi_context.logging import ContextFilter, context_fields
+from asgi_context.otel import ContextSpanProcessor, annotate_span, context_baggage
+from asgi_context.processes import ContextProcessPoolExecutor
 from asgi_context.propagation import CarrierKey, context_headers, from_carrier, from_carrier_header, to_carrier
+from asgi_context.redis import RedisStore
+from asgi_context.sentry import ContextIntegration
 from asgi_context.structlog import add_context
+from asgi_context.testing import TestBinding, no_context_left
+from asgi_context.tools import AsyncBaseTool, ToolLimits, ToolResult, ToolSystem, ToolSystemFactory, current_tool_call
+from asgi_context.values import get_from_context, request_context, set_request_context, update_request_context
 
 KEY = CarrierKey("1", b"0123456789abcdef0123456789abcdef")
 
@@ -126,3 +136,69 @@ def configure(path: Path) -> None:
     assert_type(expand({"a": ["$A"]}, environ={"A": "a"}), Any)
     load_yaml(path)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     expand("", environ={"A": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+
+
+def trace(provider: TracerProvider) -> None:
+    provider.add_span_processor(ContextSpanProcessor(tenant="tenant.id", user=None))
+    ContextSpanProcessor(tenant=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with provider.get_tracer("orders").start_as_current_span("pay") as span:
+        assert_type(annotate_span(span, request_id=None), None)
+        annotate_span("span")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with context_baggage(tenant="tenant.id") as nothing:
+        assert_type(nothing, None)
+    sentry_sdk.init(integrations=[ContextIntegration(tenant="tenant", user=False)])
+    ContextIntegration(user="ann")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def bind_in_a_test(store: MemoryStore) -> None:
+    with TestBinding("acme", user=None, claims={"role": "admin"}, store=store) as context:
+        assert_type(context, RequestContext)
+    with no_context_left() as nothing:
+        assert_type(nothing, None)
+    TestBinding(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def share() -> None:
+    set_request_context({"plan": "walk"})
+    update_request_context(plan="run")
+    with request_context(plan="fly"):
+        assert_type(get_from_context("plan"), Any)
+    set_request_context(["plan"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def prove(app: ASGIApp) -> None:
+    auth = JWTAuth(jwks_url="https://id.example.com/keys", issuer="https://id.example.com", audience="a", tenant="org")
+    ContextMiddleware(app, identity=auth, store=RedisStore.from_url("redis://localhost", durable=1))
+    assert_type(await auth.verify("token"), Identity)
+    assert_type(await auth.renew("token"), None)
+    JWTAuth(issuers=[Issuer(None, audience=None, key="secret", tenant=lambda claims: str(claims["org"]))])
+    JWTAuth()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    RedisStore.from_url("redis://localhost", durable="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class Remember(AsyncBaseTool):
+    colour: str
+
+    async def _arun(self) -> str:
+        assert_type(self.ss, SharedState)
+        assert_type(await current_tool_call().progress(percent=50), bool)
+        return self.colour
+
+
+async def use_tools(app: ASGIApp) -> None:
+    def permit(context: RequestContext, name: str, arguments: Mapping[str, Any]) -> bool:
+        return bool(context.tenant and name and arguments)
+
+    factory = ToolSystemFactory([Remember], permit=permit, user_limits=ToolLimits(at_once=5))
+    ContextMiddleware(app, tenant=constant("a"), resources={ToolSystem: factory})
+    tools = await current_resource(ToolSystem)
+    assert_type(tools, ToolSystem)
+    assert_type(await tools.dispatcher.dispatch("Remember", {"colour": "green"}), ToolResult)
+    assert_type(tools.dispatcher.sync.dispatch("Remember", "{}"), ToolResult)
+    assert_type(Remember(colour="green").get_state("profile"), dict[str, Any] | None)
+
+
+def cross(number: int) -> None:
+    with ContextProcessPoolExecutor(2, values=["locale"]) as executor:
+        assert_type(executor.submit(job, number, text="a").result(), bytes)
+        executor.submit(job, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
