@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 
 EXTRAS = tuple(
-    f"asgi_context.{name}" for name in ("_pytest", "expansion", "jwt", "otel", "redis", "sentry", "structlog", "tools")
+    f"asgi_context.{name}"
+    for name in ("_pytest", "expansion", "fastapi", "jwt", "otel", "redis", "sentry", "structlog", "tools")
 )
 
 
@@ -54,6 +55,7 @@ MODULES: list[Any] = [
         for name in [
             "values",
             "expansion",
+            "fastapi",
             "httpx",
             "logging",
             "otel",
