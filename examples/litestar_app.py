@@ -12,14 +12,14 @@ What it needs: pip install "asgi-tenant-context[examples]"
 import socket
 import sys
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Any
 
 import uvicorn
 from litestar import Litestar, Response, get, post, websocket_listener
 from litestar.background_tasks import BackgroundTask
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.middleware import DefineMiddleware
-from litestar.params import Dependency
+from litestar.params import FromPath
 
 from asgi_context import (
     ContextMiddleware,
@@ -43,18 +43,15 @@ async def provide_state() -> SharedState:
     return current_state()
 
 
-# They are no models that Litestar could validate.
-Context = Annotated[RequestContext, Dependency(skip_validation=True)]
-State = Annotated[SharedState, Dependency(skip_validation=True)]
-
-
 async def count_sale(article: str) -> None:
     """Run after the answer, still on behalf of whoever was answered."""
     await current_state().tenant_wide.increment("sold", article)
 
 
 @post("/cart/{article:str}", status_code=200)
-async def add(article: str, context: Context, cart: State) -> Response[dict[str, Any]]:
+async def add(
+    article: FromPath[str], context: NamedDependency[RequestContext], cart: NamedDependency[SharedState]
+) -> Response[dict[str, Any]]:
     """Put an article into the cart of whoever asks."""
     number = await cart.increment("cart", article)
     answer = {"tenant": context.tenant, "user": context.user, article: number}
@@ -62,7 +59,7 @@ async def add(article: str, context: Context, cart: State) -> Response[dict[str,
 
 
 @get("/cart", sync_to_thread=True)
-def look(cart: State) -> dict[str, Any]:
+def look(cart: NamedDependency[SharedState]) -> dict[str, Any]:
     """Read the cart and the tenant's sales, in a thread."""
     return {"cart": cart.sync.get("cart"), "sold": cart.sync.tenant_wide.get("sold")}
 
@@ -79,7 +76,7 @@ app = Litestar(
     dependencies={"context": Provide(provide_context), "cart": Provide(provide_state)},
     middleware=[
         DefineMiddleware(
-            ContextMiddleware,
+            ContextMiddleware,  # type: ignore[arg-type]  # Litestar says which keys a scope has, this takes any
             # To try things out. Anybody can send any header: in earnest, have a gateway set them, or check a token.
             tenant=from_header("x-tenant-id"),
             user=from_header("x-user-id"),

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 import pytest
 from driver import Exchange, websocket
@@ -91,7 +91,7 @@ def public_callables() -> dict[str, Any]:
                 for method, function in vars(thing).items():
                     if not method.startswith("_") and inspect.isfunction(function):
                         found[f"{name}.{method}"] = function
-    return {name: thing for name, thing in found.items() if callable(thing)}
+    return {name: thing for name, thing in found.items() if callable(thing) and get_origin(thing) is not Annotated}
 
 
 PUBLIC = public_callables()
