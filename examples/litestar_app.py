@@ -1,10 +1,13 @@
-"""Litestar for several tenants: the middleware in its list, the context and the state as dependencies.
+"""Litestar for several tenants: the middleware around the app, the context and the state as dependencies.
 
     python examples/litestar_app.py    serves it on 127.0.0.1, and prints curl lines to try; Ctrl-C ends it
 
 Every user has a cart, which nobody else can reach; a tenant's users share a count of what was sold, which is kept after
 the answer. Each message of a WebSocket names its user, of the same tenant, and is handled for that one. Who names no
 tenant is refused before the app is called.
+
+In ``Litestar(middleware=[DefineMiddleware(ContextMiddleware, ...)])``, Litestar makes one for each handler, each with
+pools and a default store of its own, and hands it no lifespan: so it is better mounted around.
 
 What it needs: pip install "asgi-tenant-context[examples]"
 """
@@ -18,7 +21,6 @@ import uvicorn
 from litestar import Litestar, Response, get, post, websocket_listener
 from litestar.background_tasks import BackgroundTask
 from litestar.di import NamedDependency, Provide
-from litestar.middleware import DefineMiddleware
 from litestar.params import FromPath
 
 from asgi_context import (
@@ -71,22 +73,20 @@ async def live(data: dict[str, str]) -> dict[str, Any]:
     return {"user": current_context().user, data["article"]: number}
 
 
-app = Litestar(
-    [add, look, live],
-    dependencies={"context": Provide(provide_context), "cart": Provide(provide_state)},
-    middleware=[
-        DefineMiddleware(
-            ContextMiddleware,  # type: ignore[arg-type]  # Litestar says which keys a scope has, this takes any
-            # To try things out. Anybody can send any header: in earnest, have a gateway set them, or check a token.
-            tenant=from_header("x-tenant-id"),
-            user=from_header("x-user-id"),
-            message=json_message(tenant="tenant", user="user"),
-            # A message may name another user than its connection, but of no other tenant: it is asked with the
-            # identity that the message names, and the scope is the connection's.
-            authorize=lambda context, scope: from_header("x-tenant-id")(scope) == context.tenant,
-            store=MemoryStore(),
-        )
-    ],
+tenant = from_header("x-tenant-id")
+app = ContextMiddleware(
+    Litestar(
+        [add, look, live],
+        dependencies={"context": Provide(provide_context), "cart": Provide(provide_state)},
+    ),
+    # To try things out. Anybody can send any header: in earnest, have a gateway set them, or check a token.
+    tenant=tenant,
+    user=from_header("x-user-id"),
+    message=json_message(tenant="tenant", user="user"),
+    # A message may name another user than its connection, but of no other tenant: it is asked with the identity that
+    # the message names, and the scope is the connection's.
+    authorize=lambda context, scope: tenant(scope) == context.tenant,
+    store=MemoryStore(),
 )
 
 

@@ -56,6 +56,7 @@ async def live(websocket: WebSocket) -> None:
         await websocket.send_json(await keep(message["title"], message["text"]))
 
 
+tenant = from_header("x-tenant-id")
 app = Starlette(
     routes=[
         Route("/notes", get_notes),
@@ -66,12 +67,12 @@ app = Starlette(
         Middleware(
             ContextMiddleware,
             # To try things out. Anybody can send any header: in earnest, have a gateway set them, or check a token.
-            tenant=from_header("x-tenant-id"),
+            tenant=tenant,
             user=from_header("x-user-id"),
             message=json_message(tenant="tenant", user="user"),
             # A message may name another user than its connection, but of no other tenant: it is asked with the
             # identity that the message names, and the scope is the connection's.
-            authorize=lambda context, scope: from_header("x-tenant-id")(scope) == context.tenant,
+            authorize=lambda context, scope: tenant(scope) == context.tenant,
             store=MemoryStore(),
         )
     ],
