@@ -75,7 +75,7 @@ async def live(data: dict[str, str]) -> dict[str, Any]:
 
 tenant = from_header("x-tenant-id")
 app = ContextMiddleware(
-    Litestar(
+    Litestar(  # type: ignore[arg-type]  # which says what keys a scope has, where any are taken here
         [add, look, live],
         dependencies={"context": Provide(provide_context), "cart": Provide(provide_state)},
     ),

@@ -514,7 +514,9 @@ def test_what_an_extractor_cannot_tell_the_app_says() -> None:
 def test_and_may_say_otherwise_where_it_can() -> None:
     """Such as where a gateway sets the header, or Swagger UI is to fetch tokens itself."""
     assert security(documented({header: ()}, tenant=header, user=from_header("x-user-id"))) == [{"x-user-id": USER}]
-    assert security(documented({header: []}, tenant=header)) is None
+    nothing = documented({header: []}, tenant=header)
+    assert security(nothing) is None
+    assert "securitySchemes" not in document_of(nothing)["components"]
     password = OAuth2PasswordBearer("/token")
     auth = jwt_auth()
     ways = security(documented({auth: password}, identity=auth))
