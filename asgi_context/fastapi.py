@@ -9,6 +9,9 @@
     @app.get("/me")
     async def get_me(context: CurrentContext, state: CurrentState): ...
 
+Where nothing is bound, as on exempt paths, `CurrentContext` and `CurrentState` raise `ContextNotBoundError`: a 500
+whose traceback says what to do, unless the app has an exception handler for it. `OptionalContext` is ``None`` there.
+
 The pages of the documentation (``/docs``, ``/openapi.json``) are requests as all others: let them be exempt, or nobody
 without an identity sees them.
 """
