@@ -142,9 +142,9 @@ class ContextMiddleware:
         self._scan = plan.compile()
 
         self.app = app
+        self._source = source
         self._message = message
-        # Whether somebody must know of a connection's messages, or whether it is open, such as who sends over it beside
-        # the app.
+        # Whether somebody must know of a connection's messages, or whether it is open, such as who else sends over it.
         given = [part for pair in (resources or {}).items() for part in pair]
         self._watches = message is not None or any(getattr(part, "needs_connection", False) for part in given)
         app_loop = AppLoop()

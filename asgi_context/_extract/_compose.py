@@ -56,6 +56,8 @@ class _Composition(BuiltIn):
 class IdentityFrom(_Composition):
     """What `identity_from` returns."""
 
+    needs = "all"
+
     def __init__(self, tenant: Extractor, user: Extractor | None) -> None:
         check_extractor(tenant, "tenant", str)
         if user is not None:
@@ -141,6 +143,8 @@ def identity_from(*, tenant: Extractor, user: Extractor | None = None) -> BuiltI
 
 
 class _FirstOf(_Composition):
+    needs = "any"
+
     def __init__(self, *parts: Extractor) -> None:
         super().__init__("first_of", *parts)
         kinds = {part.gives if isinstance(part, BuiltIn) else None for part in parts}
@@ -190,6 +194,8 @@ def first_of(*extractors: Extractor) -> BuiltIn:
 
 
 class _Agree(_Composition):
+    needs = "first"  # a hint may be left out
+
     def __init__(self, proof: Extractor, *hints: Extractor) -> None:
         super().__init__("agree", proof, *hints)
         kinds = [part.gives if isinstance(part, BuiltIn) else None for part in (proof, *hints)]

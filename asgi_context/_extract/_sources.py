@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from uuid import UUID
 
 from asgi_context._extract._identifiers import IDENTIFIER, RAW_IDENTIFIER, Valid, check_rule, checked, decoded
-from asgi_context._extract._step import BuiltIn, Step
+from asgi_context._extract._step import IN_THE_URL, BuiltIn, Sent, Step
 from asgi_context._extract._trust import Trust, Trusted
 from asgi_context._headers import Found, HeaderPlan, Oddity, header_name
 from asgi_context._types import Scope
@@ -38,6 +38,7 @@ class FromHeader(_Source):
     def __init__(self, name: str, trusted: Trusted | None, valid: Valid | None) -> None:
         super().__init__("from_header", name, valid)
         self._name = header_name(name, "from_header: name")
+        self.ways = ((Sent("header", self._name.decode()),),)
         self._trust = None if trusted is None else Trust(trusted)
 
     @property
@@ -102,6 +103,7 @@ class _FromQuery(_Source):
     def __init__(self, name: str, valid: Valid | None) -> None:
         super().__init__("from_query", name, valid)
         self._name = _text(name, "from_query: name")
+        self.ways = ((Sent("query", name),),)
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - it reads no header
         name = self._name.encode().decode("latin-1")
@@ -149,6 +151,7 @@ class _FromCookie(_Source):
     def __init__(self, name: str, valid: Valid | None) -> None:
         super().__init__("from_cookie", name, valid)
         self._name = header_name(name, "from_cookie: name", lower=False)
+        self.ways = ((Sent("cookie", name),),)
 
     def compile(self, plan: HeaderPlan, role: str) -> Step:  # noqa: ARG002 - no header of its own
         def run(scope: Scope, _found: Found) -> str | None:
@@ -196,6 +199,8 @@ def _only(values: list[bytes], valid: Valid | None, role: str) -> str | None:
 
 
 class _FromPath(_Source):
+    ways = IN_THE_URL
+
     def __init__(self, template: str, valid: Valid | None) -> None:
         super().__init__("from_path", template, valid)
         segments = _text(template, "from_path: template").split("/")
@@ -252,6 +257,8 @@ def from_path(template: str, *, valid: Valid | None = None) -> BuiltIn:
 
 
 class _FromSubdomain(_Source):
+    ways = IN_THE_URL
+
     def __init__(self, base: str, valid: Valid | None) -> None:
         super().__init__("from_subdomain", base, valid)
         name = _text(base, "from_subdomain: base").lower().removesuffix(".")
@@ -351,6 +358,8 @@ def from_scope(key: str, *path: str, valid: Valid | None = None) -> BuiltIn:
 
 
 class _Constant(_Source):
+    ways = IN_THE_URL
+
     def __init__(self, value: str) -> None:
         super().__init__("constant", value, None)
         if not IDENTIFIER.fullmatch(_text(value, "constant: value")):

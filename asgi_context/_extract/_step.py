@@ -9,7 +9,7 @@ are run on the spot.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
 from inspect import isawaitable
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from asgi_context._extract._identifiers import Valid, check_rule, checked
 from asgi_context._headers import Found, HeaderPlan, Scan
@@ -104,10 +104,29 @@ def composed(run: Callable[[Scope, Found], Coroutine[Any, Any, Value]], parts: I
     return Step(run_now, waits=False)
 
 
+class Sent(NamedTuple):
+    """What a client sends for an extractor, for those who describe the API."""
+
+    place: Literal["header", "query", "cookie", "bearer"]
+    name: str
+    """Of the header, parameter or cookie; of a bearer token, the format."""
+
+
+Ways: TypeAlias = tuple[tuple[Sent, ...], ...]
+"""In which ways a client can say who asks: each is what must be sent together, beside the URL."""
+
+IN_THE_URL: Final[Ways] = ((),)
+"""There is nothing to send."""
+
+
 class BuiltIn(ABC):
     """An extractor of this package."""
 
+    ways: Ways | None = None
+    """How a client can give what it reads; ``None`` where nobody here can tell, or where the parts say so."""
     parts: tuple[Extractor, ...] = ()
+    needs: Literal["all", "any", "first"] | None = None
+    """Which of its parts must be there; ``None`` where it has none."""
     gives: type | None = None
     """``str`` or ``Identity``; ``None`` where parts of the user's decide."""
 

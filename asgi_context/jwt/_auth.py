@@ -9,7 +9,7 @@ from typing import Any, Final, overload
 from asgi_context._connection import Connection
 from asgi_context._context import current_binding
 from asgi_context._extract import Valid
-from asgi_context._extract._step import BuiltIn, Step
+from asgi_context._extract._step import BuiltIn, Sent, Step
 from asgi_context._headers import Found, HeaderPlan, header_name
 from asgi_context._identity import Identity
 from asgi_context._types import Scope
@@ -134,6 +134,8 @@ class JWTAuth(BuiltIn):
         if not callable(now):
             message = f"now must be callable, not {type(now).__qualname__}"
             raise TypeError(message)
+        token = (Sent("bearer", "JWT"),)
+        self.ways = (token,) if cookie is None else (token, (Sent("cookie", cookie),))
         self.needs_origins = cookie is not None
         """Whether the middleware must know the origins of WebSockets."""
         self.challenge = (

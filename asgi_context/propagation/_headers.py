@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from asgi_context._extract import Step, Valid, check_rule, checked
-from asgi_context._extract._step import BuiltIn
+from asgi_context._extract._step import BuiltIn, Sent
 from asgi_context._extract._trust import Trust, Trusted
 from asgi_context._headers import REPEATED, Found, HeaderPlan
 from asgi_context._identity import Identity, RequestContext
@@ -60,6 +60,7 @@ class CarrierHeader(BuiltIn):
 
     gives = Identity
     challenge = _CHALLENGE
+    ways = ((Sent("header", NAME),),)
 
     def __init__(self, reader: Reader, trusted: Trusted | None, valid: Valid | None) -> None:
         check_rule(valid, "from_carrier_header: valid=")

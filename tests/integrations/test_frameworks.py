@@ -42,6 +42,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Starlette would rather have httpx2, and warns where there is httpx alone
     from starlette.testclient import TestClient, WebSocketDenialResponse
 
+of_starlette = pytest.mark.matrix("Starlette", "starlette")
+of_fastapi = pytest.mark.matrix("FastAPI", "fastapi", "starlette")
+of_quart = pytest.mark.matrix("Quart", "quart")
+of_asgiref = pytest.mark.matrix("asgiref", "asgiref")
+
 SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
 ANN = {"x-tenant-id": "acme", "x-user-id": "ann"}
 BOB = {"x-tenant-id": "globex", "x-user-id": "bob"}
@@ -148,6 +153,7 @@ def wrapped(routes: list[Any], **options: Any) -> Any:
 every_mount = pytest.mark.parametrize("mount", [listed, added, wrapped])
 
 
+@of_starlette
 @pytest.mark.anyio
 @every_mount
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -157,12 +163,14 @@ async def test_starlette_endpoints_know_whose_request_it_is(mount: Any, endpoint
     assert (await get(app, headers=BOB)).json() == ["globex", "bob"]
 
 
+@of_asgiref
 @pytest.mark.anyio
 @pytest.mark.parametrize("endpoint", [answer_by_sync_to_async, answer_by_async_to_sync])
 async def test_asgiref_carries_it_to_threads_and_back(asyncio_only: None, endpoint: Any) -> None:
     assert (await get(wrapped([Route("/", endpoint)]))).json() == WHOLE
 
 
+@of_asgiref
 @pytest.mark.anyio
 async def test_a_sync_endpoint_can_run_coroutines_by_asgiref(asyncio_only: None) -> None:
     def endpoint(request: Request) -> JSONResponse:
@@ -171,6 +179,7 @@ async def test_a_sync_endpoint_can_run_coroutines_by_asgiref(asyncio_only: None)
     assert (await get(wrapped([Route("/", endpoint)]))).json() == WHOLE
 
 
+@of_starlette
 @pytest.mark.anyio
 @every_mount
 async def test_starlette_does_not_see_a_request_without_identity(mount: Any) -> None:
@@ -179,6 +188,7 @@ async def test_starlette_does_not_see_a_request_without_identity(mount: Any) -> 
     assert (await get(mount([Route("/", answer_async)], missing="unbound"), headers={})).json() is None
 
 
+@of_starlette
 @every_mount
 @pytest.mark.parametrize("endpoint", [listen, EchoOfWebSocket])
 def test_starlette_websockets_know_whose_connection_it_is(mount: Any, endpoint: Any) -> None:
@@ -191,6 +201,7 @@ def test_starlette_websockets_know_whose_connection_it_is(mount: Any, endpoint: 
             assert bob.receive_json() == ["hello", ["globex", "bob"]]
 
 
+@of_starlette
 @every_mount
 def test_a_websocket_without_identity_is_denied(mount: Any) -> None:
     client = TestClient(mount([WebSocketRoute("/", listen)]))
@@ -199,6 +210,7 @@ def test_a_websocket_without_identity_is_denied(mount: Any) -> None:
     assert (caught.value.status_code, caught.value.json()["code"]) == (400, "tenant_missing")
 
 
+@of_starlette
 @pytest.mark.anyio
 async def test_a_mounted_app_with_a_middleware_of_its_own_binds_for_itself_and_the_outer_is_restored() -> None:
     notes: list[Any] = []
@@ -215,6 +227,7 @@ async def test_a_mounted_app_with_a_middleware_of_its_own_binds_for_itself_and_t
     assert (await get(app, "/outer")).json() == WHOLE
 
 
+@of_starlette
 @pytest.mark.anyio
 async def test_the_same_instance_mounted_twice_asks_once_and_passes_through() -> None:
     asked = []
@@ -238,6 +251,7 @@ async def test_the_same_instance_mounted_twice_asks_once_and_passes_through() ->
     assert asked == ["/again/"]
 
 
+@of_starlette
 @pytest.mark.anyio
 async def test_functional_and_base_http_middleware_inside_see_it_before_and_after() -> None:
     notes = []
@@ -256,6 +270,7 @@ async def test_functional_and_base_http_middleware_inside_see_it_before_and_afte
     assert notes == [WHOLE, WHOLE]
 
 
+@of_starlette
 @pytest.mark.anyio
 @every_mount
 async def test_background_tasks_of_starlette_know_whose_they_are_and_have_its_values(mount: Any) -> None:
@@ -287,6 +302,7 @@ def stream_sync() -> Iterator[str]:
         yield f"{whose()} "
 
 
+@of_starlette
 @pytest.mark.anyio
 @pytest.mark.parametrize("stream", [stream_async, stream_sync])
 async def test_a_streamed_answer_knows_whose_it_is_to_its_end(stream: Any) -> None:
@@ -294,6 +310,7 @@ async def test_a_streamed_answer_knows_whose_it_is_to_its_end(stream: Any) -> No
     assert (await get(app)).text == f"{WHOLE} " * 3
 
 
+@of_starlette
 @pytest.mark.anyio
 async def test_a_block_that_a_streamed_generator_holds_across_yields_reaches_nobody_else() -> None:
     """Each step of it runs in a thread, in a Context of its own."""
@@ -325,6 +342,7 @@ async def fail(request: Request) -> None:
     raise OopsError
 
 
+@of_starlette
 @pytest.mark.anyio
 async def test_exception_handlers_of_starlette_know_whose_request_failed() -> None:
     async def handle(request: Request, error: Exception) -> JSONResponse:
@@ -339,6 +357,7 @@ async def test_exception_handlers_of_starlette_know_whose_request_failed() -> No
     assert (response.status_code, response.json()) == (418, WHOLE)
 
 
+@of_starlette
 @pytest.mark.anyio
 async def test_the_last_handler_of_starlette_stands_outside_of_its_middleware() -> None:
     """So what it is to know, it knows when the whole app is wrapped."""
@@ -370,6 +389,7 @@ class Backend(AuthenticationBackend):
 BEHIND = {"tenant": from_scope("user", "tenant_id"), "user": from_scope("user", "username")}
 
 
+@of_starlette
 @pytest.mark.anyio
 async def test_behind_an_authentication_middleware_it_takes_the_user_from_the_scope() -> None:
     app = Starlette(
@@ -381,6 +401,7 @@ async def test_behind_an_authentication_middleware_it_takes_the_user_from_the_sc
     assert (response.status_code, response.json()["code"]) == (400, "tenant_missing")
 
 
+@of_starlette
 @pytest.mark.anyio
 async def test_in_front_of_an_authentication_middleware_it_refuses_and_logs_what_to_do(
     caplog: pytest.LogCaptureFixture,
@@ -399,6 +420,7 @@ async def test_in_front_of_an_authentication_middleware_it_refuses_and_logs_what
     assert "earlier in the `middleware=` list" in logged
 
 
+@of_starlette
 @pytest.mark.anyio
 @every_mount
 async def test_a_cors_preflight_reaches_the_cors_middleware_inside(mount: Any) -> None:
@@ -443,7 +465,9 @@ def lifespan_of(events: list[str]) -> Any:
     return lifespan
 
 
-every_framework = pytest.mark.parametrize("framework", [Starlette, FastAPI])
+every_framework = pytest.mark.parametrize(
+    "framework", [pytest.param(Starlette, marks=of_starlette), pytest.param(FastAPI, marks=of_fastapi)]
+)
 
 
 @every_framework
@@ -474,6 +498,7 @@ def test_without_a_lifespan_sources_are_opened_by_the_first_request(framework: A
     assert source.events == ["open", "ask", "ask"]
 
 
+@of_starlette
 @pytest.mark.parametrize("entered", [True, False], ids=["with", "without with"])
 def test_what_a_test_has_bound_itself_is_not_taken_for_the_requests(entered: bool) -> None:
     """The TestClient runs the app in a copy of the test's Context."""
@@ -534,6 +559,7 @@ def fastapi(**options: Any) -> FastAPI:
     return app
 
 
+@of_fastapi
 @pytest.mark.anyio
 @pytest.mark.parametrize("dependency", DEPENDENCIES)
 @pytest.mark.parametrize("wanted", ["async", "sync"])
@@ -555,6 +581,7 @@ async def test_fastapi_endpoints_and_dependencies_know_whose_request_it_is(depen
     assert (await get(app, headers=BOB)).json() == [["globex", "bob"]] * 3
 
 
+@of_fastapi
 @pytest.mark.anyio
 async def test_what_a_sync_dependency_binds_is_lost() -> None:
     """It runs in a thread, in a Context of its own; held across its yield, the block ends in yet another one."""
@@ -578,6 +605,7 @@ async def test_what_a_sync_dependency_binds_is_lost() -> None:
     assert notes == [None, None]
 
 
+@of_fastapi
 @pytest.mark.anyio
 @pytest.mark.parametrize("wanted", ["async", "sync"])
 async def test_an_async_dependency_can_bind_for_its_endpoint(wanted: str) -> None:
@@ -598,6 +626,7 @@ async def test_an_async_dependency_can_bind_for_its_endpoint(wanted: str) -> Non
     assert notes == [WHOLE, WHOLE]
 
 
+@of_fastapi
 @pytest.mark.anyio
 async def test_background_tasks_of_fastapi_know_whose_they_are() -> None:
     app = fastapi()
@@ -619,6 +648,7 @@ async def test_background_tasks_of_fastapi_know_whose_they_are() -> None:
     assert notes == [["sync", WHOLE, "green"], ["async", WHOLE, "green"]]
 
 
+@of_fastapi
 @pytest.mark.anyio
 @pytest.mark.parametrize("stream", [stream_async, stream_sync])
 async def test_a_streamed_answer_of_fastapi_knows_whose_it_is_to_its_end(stream: Any) -> None:
@@ -631,6 +661,7 @@ async def test_a_streamed_answer_of_fastapi_knows_whose_it_is_to_its_end(stream:
     assert (await get(app)).text == f"{WHOLE} " * 3
 
 
+@of_fastapi
 @pytest.mark.anyio
 @pytest.mark.parametrize("error", [OopsError(), HTTPException(400)], ids=["of the app", "of FastAPI"])
 async def test_exception_handlers_of_fastapi_know_whose_request_failed(error: Exception) -> None:
@@ -648,6 +679,7 @@ async def test_exception_handlers_of_fastapi_know_whose_request_failed(error: Ex
     assert (response.status_code, response.json()) == (418, WHOLE)
 
 
+@of_fastapi
 def test_websockets_of_fastapi_know_whose_connection_it_is() -> None:
     app = fastapi()
 
@@ -669,6 +701,7 @@ def quart(**options: Any) -> Quart:
     return app
 
 
+@of_quart
 @pytest.mark.anyio
 async def test_quart_handlers_know_whose_request_it_is(asyncio_only: None) -> None:
     app = quart()
@@ -687,6 +720,7 @@ async def test_quart_handlers_know_whose_request_it_is(asyncio_only: None) -> No
             assert await (await client.get(path, headers=headers)).get_json() == wanted
 
 
+@of_quart
 @pytest.mark.anyio
 async def test_a_refusal_can_be_read_by_quarts_test_client(asyncio_only: None) -> None:
     """That of Quart 0.23 wants keys in a message that the ASGI specification lets one leave out."""
@@ -694,6 +728,7 @@ async def test_a_refusal_can_be_read_by_quarts_test_client(asyncio_only: None) -
     assert (response.status_code, (await response.get_json())["code"]) == (400, "tenant_missing")
 
 
+@of_quart
 @pytest.mark.anyio
 async def test_quart_websockets_know_whose_connection_it_is(asyncio_only: None) -> None:
     app = quart()
@@ -712,6 +747,7 @@ async def test_quart_websockets_know_whose_connection_it_is(asyncio_only: None) 
             assert await bob.receive_json() == ["hello", ["globex", "bob"]]
 
 
+@of_quart
 @pytest.mark.anyio
 @pytest.mark.parametrize("in_thread", [True, False], ids=["sync", "async"])
 async def test_a_background_task_of_quart_outlives_its_request_and_knows_whose_it_was(
