@@ -7,13 +7,14 @@ checked a token itself. And what an event store keeps is filed by the numbers of
 from the same start. Hence `OwnedSessions` and `OwnedEvents`.
 """
 
+from dataclasses import replace
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 
 from mcp.server.auth.middleware.auth_context import AuthContextMiddleware
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
-from mcp.server.streamable_http import EventCallback, EventId, EventStore, StreamId
+from mcp.server.streamable_http import EventCallback, EventId, EventMessage, EventStore, StreamId
 from mcp_types import JSONRPCMessage
 
 from asgi_context._context import current_context
@@ -126,9 +127,9 @@ class OwnedEvents(EventStore):
         if given != owner:
             return None
 
-        async def send(event: Any) -> None:
+        async def send(event: EventMessage) -> None:
             if event.event_id is not None:
-                event.event_id = f"{owner}.{event.event_id}"
+                event = replace(event, event_id=f"{owner}.{event.event_id}")
             await send_callback(event)
 
         stream_id = await self._store.replay_events_after(event_id, send)

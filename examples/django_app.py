@@ -2,16 +2,19 @@
 
     python examples/django_app.py            serves on 127.0.0.1 and prints what to try
 
-The tenant is known from outside. `request.user` is found out by Django's own middleware, inside, where `ContextMiddleware`
-cannot see it yet: so a middleware after that one binds the user, for the views and whatever they call. It is not bound
-any more when a streamed answer is read: what that needs is to be asked for in the view. For Channels, whose
-authentication stands outside of the consumers, `from_scope("user", "username")` would do.
+The tenant is known from outside. `request.user` is found out by Django's own middleware, inside, where
+`ContextMiddleware` cannot see it yet: so a middleware after that one binds the user, for the views and whatever they
+call. It is bound no more when a streamed answer is read: what that needs is to be asked for in the view. With Channels,
+whose authentication can stand outside of `ContextMiddleware`, `user=from_scope("user", "username")` does it.
 
 What it needs: pip install asgi-tenant-context "django>=5.2" "channels>=4.2" uvicorn websockets
 """
 
 import argparse
+import socket
 from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,15 +56,22 @@ def bind_user(get_response: Respond) -> Respond:
     return middleware
 
 
-async def order(request: HttpRequest, item: str) -> JsonResponse:
+def group_of(tenant: str) -> str:
+    """Name the tenant's group: of what an identifier may hold, Channels takes only some."""
+    return sha256(tenant.encode()).hexdigest()
+
+
+async def order(_: HttpRequest, item: str) -> JsonResponse:
     """Take an order, in an async view, and tell all of the tenant's that listen."""
     context = current_context()
     count = await current_state().increment("orders", item)
-    await get_channel_layer().group_send(context.tenant, {"type": "ordered", "by": context.user, "item": item})
+    await get_channel_layer().group_send(
+        group_of(context.tenant), {"type": "ordered", "by": context.user, "item": item}
+    )
     return JsonResponse({"tenant": context.tenant, "user": context.user, "item": item, "count": count})
 
 
-def orders(request: HttpRequest) -> JsonResponse:
+def orders(_: HttpRequest) -> JsonResponse:
     """Tell what whoever asks has ordered, in a sync view, which runs in a thread."""
     return JsonResponse({"user": current_context().user, "orders": current_state().sync.get("orders") or {}})
 
@@ -70,13 +80,13 @@ class Orders(AsyncJsonWebsocketConsumer):
     """Tells whoever has connected what others of the tenant order."""
 
     async def connect(self) -> None:
-        """Join the group of the tenant's, whose name is an identifier that Channels takes."""
-        self.groups = [current_context().tenant]
+        """Join the group of the tenant."""
+        self.groups = [group_of(current_context().tenant)]
         await self.channel_layer.group_add(self.groups[0], self.channel_name)
         await self.accept()
 
     async def ordered(self, event: dict[str, Any]) -> None:
-        """Pass on what came over the channel layer: that carries no context, so this runs for whom the connection is."""
+        """Pass on what came over the channel layer, which carries no context: this runs for whom the connection is."""
         await self.send_json({"to": current_context().user, "by": event["by"], "item": event["item"]})
 
 
@@ -88,31 +98,31 @@ settings.configure(
     ROOT_URLCONF=__name__,
 )
 store = MemoryStore()
-application = ProtocolTypeRouter(
-    {
-        # To try things out. Anybody can send any header: in earnest, have a gateway set them, or check a token.
-        "http": ContextMiddleware(get_asgi_application(), tenant=header("x-tenant-id"), store=store),
-        "websocket": ContextMiddleware(
-            URLRouter([path("orders/live", Orders.as_asgi())]),
-            tenant=header("x-tenant-id"),
-            user=header("x-login"),
-            store=store,
-        ),
-    }
-)
+application = ProtocolTypeRouter({
+    # To try things out. Anybody can send any header: in earnest, have a gateway set them, or check a token.
+    "http": ContextMiddleware(get_asgi_application(), tenant=header("x-tenant-id"), store=store),
+    "websocket": ContextMiddleware(
+        URLRouter([path("orders/live", Orders.as_asgi())]),
+        tenant=header("x-tenant-id"),
+        user=header("x-login"),
+        store=store,
+    ),
+})
 
 
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8000, help="where to serve on 127.0.0.1 (default: 8000)")
-    port = parser.parse_args().port
-    ann = 'curl -H "x-tenant-id: acme" -H "x-login: ann"'
-    print(f"{ann} http://127.0.0.1:{port}/order/book\n{ann} http://127.0.0.1:{port}/orders")
-    print(f'curl -H "x-tenant-id: globex" -H "x-login: ann" http://127.0.0.1:{port}/orders')
-    print(f'curl -H "x-tenant-id: acme" http://127.0.0.1:{port}/orders\ncurl http://127.0.0.1:{port}/orders', flush=True)
-    # Django's handler knows no lifespan, and says so by an exception.
-    uvicorn.run(application, port=port, log_level="warning", lifespan="off", ws="websockets-sansio")
+    parser.add_argument("--port", type=int, default=0, help="where to serve on 127.0.0.1 (default: a free port)")
+    with socket.create_server(("127.0.0.1", parser.parse_args().port)) as listener, suppress(KeyboardInterrupt):
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ann = 'curl -H "x-tenant-id: acme" -H "x-login: ann"'
+        print(f"{ann} {url}/order/book\n{ann} {url}/orders")
+        print(f'curl -H "x-tenant-id: globex" -H "x-login: ann" {url}/orders')
+        print(f'curl -H "x-tenant-id: acme" {url}/orders\ncurl {url}/orders', flush=True)
+        # Neither Django's handler nor Channels' routers know the lifespan.
+        config = uvicorn.Config(application, log_level="warning", lifespan="off", ws="websockets-sansio")
+        uvicorn.Server(config).run([listener])
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
 """A server of the MCP Python SDK whose tools act as whoever asks, and whose sessions are their owner's alone.
 
     python examples/mcp_server.py            serves on 127.0.0.1 and prints what to try
-    python examples/mcp_server.py --ask      asks such a server, as two users of one tenant
+    python examples/mcp_server.py --ask URL  asks such a server, as two users of one tenant
 
-The SDK runs a tool in the context of the HTTP request that asked for it, in a long session as well. `OwnedSessions` sees
-to it that the id of a session is worth nothing to anybody but who opened it, and `OwnedEvents`, around an event store if
-you have one, that nobody replays what somebody else was sent.
+The SDK runs a tool in the context of the HTTP request that asked for it, in a long session as well. `OwnedSessions`
+sees to it that the id of a session is worth nothing to anybody but who opened it, and `OwnedEvents`, around an event
+store if you have one, that nobody replays what somebody else was sent.
 
 What it needs: pip install "asgi-tenant-context[mcp]" uvicorn
 """
 
 import argparse
 import asyncio
-import logging
+import socket
+from contextlib import suppress
 
 import httpx2
 import uvicorn
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Context, MCPServer
-from mcp_types import TextContent
 
 from asgi_context import ContextMiddleware, MemoryStore, current_context, current_state, from_header
 from asgi_context.mcp import OwnedSessions
@@ -72,30 +72,26 @@ async def ask(url: str) -> None:
         ):
             if user == "ann":
                 await client.call_tool("save_note", {"title": "greeting", "text": "hello"})
-            counted = (await client.call_tool("count_notes", {})).content[0]
-            note = (await client.read_resource("notes://greeting")).contents[0]
-            prompt = (await client.get_prompt("summarise", {})).messages[0].content
-            assert isinstance(counted, TextContent)
-            assert isinstance(prompt, TextContent)
-            print(f"{user}: {counted.text} notes, {getattr(note, 'text', '')!r}. {prompt.text}")
+            counted = await client.call_tool("count_notes", {})
+            print(f"{user}: {counted.structured_content}")
+            for part in (await client.read_resource("notes://greeting")).contents:
+                print(f"{user}: {part.model_dump_json(include={'text'})}")
 
 
 def main() -> None:
     """Serve until Ctrl-C, or ask."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8000, help="where to serve on 127.0.0.1 (default: 8000)")
-    parser.add_argument("--ask", action="store_true", help="ask a server that runs there already")
+    parser.add_argument("--port", type=int, default=0, help="where to serve on 127.0.0.1 (default: a free port)")
+    parser.add_argument("--ask", metavar="URL", help="ask a server that runs already")
     args = parser.parse_args()
-    url = f"http://127.0.0.1:{args.port}/mcp"
     if args.ask:
-        logging.getLogger("mcp").setLevel(logging.WARNING)
-        asyncio.run(ask(url))
+        asyncio.run(ask(args.ask))
         return
-    print(f"python examples/mcp_server.py --ask --port {args.port}")
-    hello = '{"jsonrpc": "2.0", "id": 1, "method": "ping"}'
-    accept = '-H "content-type: application/json" -H "accept: application/json, text/event-stream"'
-    print(f"curl -i {accept} -d '{hello}' {url}", flush=True)
-    uvicorn.run(app, port=args.port, log_level="warning", ws="none")
+    with socket.create_server(("127.0.0.1", args.port)) as listener, suppress(KeyboardInterrupt):
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+        print(f"python examples/mcp_server.py --ask {url}")
+        print(f"curl -i {url}", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none")).run([listener])
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
     python examples/quart_app.py             serves on 127.0.0.1 and prints what to try
 
-Everybody writes on a board of their own; the tenant's board is what all its users have written. A WebSocket is opened by
-nobody in particular, as by a gateway: each of its messages says who writes.
+Everybody writes on a board of their own; the tenant's board is what all its users have written. Only the gateway opens
+WebSockets: each of their messages says who writes.
 
 What it needs: pip install "asgi-tenant-context[quart]" uvicorn websockets
 """
 
 import argparse
-import asyncio
 import json
+import socket
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -97,14 +98,14 @@ def create_app() -> Quart:
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8000, help="where to serve on 127.0.0.1 (default: 8000)")
-    at = f"127.0.0.1:{parser.parse_args().port}"
-    ann = 'curl -H "x-tenant-id: acme" -H "x-user-id: ann"'
-    print(f'{ann} -d "hello" http://{at}/board\n{ann} http://{at}/board')
-    print(f'curl -H "x-tenant-id: globex" -H "x-user-id: ann" http://{at}/board')
-    print(f"curl http://{at}/board", flush=True)
-    config = uvicorn.Config(create_app(), port=int(at.rpartition(":")[2]), log_level="warning", ws="websockets-sansio")
-    asyncio.run(uvicorn.Server(config).serve())
+    parser.add_argument("--port", type=int, default=0, help="where to serve on 127.0.0.1 (default: a free port)")
+    with socket.create_server(("127.0.0.1", parser.parse_args().port)) as listener, suppress(KeyboardInterrupt):
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/board"
+        ann = 'curl -H "x-tenant-id: acme" -H "x-user-id: ann"'
+        print(f'{ann} -d "hello" {url}\n{ann} {url}')
+        print(f'curl -H "x-tenant-id: globex" -H "x-user-id: ann" {url}\ncurl {url}', flush=True)
+        config = uvicorn.Config(create_app(), log_level="warning", ws="websockets-sansio")
+        uvicorn.Server(config).run([listener])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from channels.generic.websocket import (
     JsonWebsocketConsumer,
     WebsocketConsumer,
 )
-from channels.layers import get_channel_layer
 from channels.middleware import BaseMiddleware
 from channels.routing import ChannelNameRouter, ProtocolTypeRouter, URLRouter
 from channels.testing import ApplicationCommunicator
@@ -191,7 +190,12 @@ def test_a_message_of_a_group_is_never_for_whom_the_last_message_of_the_client_w
     with client(server.port, *own) as one, client(server.port, *own) as two:
         for tenant, user in (("acme", "ann"), ("globex", "bob"), ("acme", "ann")):
             sender = [tenant, user]
-            assert asked(one, tenant=tenant, user=user) == [sender, "messages" if own else None, sender, list(own) or None]
+            assert asked(one, tenant=tenant, user=user) == [
+                sender,
+                "messages" if own else None,
+                sender,
+                list(own) or None,
+            ]
             # The other connection has had no message of somebody else's.
             assert json.loads(two.recv(PATIENCE)) == [sender, list(own) or None, sender, list(own) or None]
 

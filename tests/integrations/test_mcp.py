@@ -168,11 +168,10 @@ async def everything(client: Client) -> set[str]:
     async def on_progress(progress: float, total: float | None, text: str | None) -> None:
         told.append(text)
 
-    for name in ("on_loop", "in_thread"):
-        told.append(text_of(await client.call_tool(name, {})))
+    told += [text_of(await client.call_tool(name, {})) for name in ("on_loop", "in_thread")]
     told.append(text_of(await client.call_tool("in_task_after_progress", {}, progress_callback=on_progress)))
-    for uri in ("me://resource", "me://template/x"):
-        told.append((await client.read_resource(uri, cache_mode="bypass")).contents[0].text)
+    uris = ("me://resource", "me://template/x")
+    told += [(await client.read_resource(uri, cache_mode="bypass")).contents[0].text for uri in uris]
     told.append((await client.get_prompt("whose", {})).messages[0].content.text)
     return set(told)
 
@@ -239,17 +238,17 @@ class Session:
         response = self.post("initialize", HELLO)
         assert response.status_code == 200, response.text
         self.id = response.headers["mcp-session-id"]
-        assert self.post("notifications/initialized", id=None).status_code == 202
+        assert self.post("notifications/initialized", number=None).status_code == 202
 
     def headers_of(self, headers: dict[str, str] | None, more: dict[str, str]) -> dict[str, str]:
         session = {} if self.id is None else {"mcp-session-id": self.id, "mcp-protocol-version": VERSION}
         own = self.headers if headers is None else headers
         return {"accept": "application/json, text/event-stream", **session, **own, **more}
 
-    def post(self, method: str, params: Any = None, *, id: int | None = 1, by: Any = None) -> httpx.Response:
+    def post(self, method: str, params: Any = None, *, number: int | None = 1, by: Any = None) -> httpx.Response:
         content = {"jsonrpc": "2.0", "method": method, "params": params or {}}
-        if id is not None:
-            content["id"] = id
+        if number is not None:
+            content["id"] = number
         return self.http.post(self.url, json=content, headers=self.headers_of(by, {}))
 
     def tool(self, name: str, **options: Any) -> str:
@@ -292,12 +291,14 @@ STRANGERS = {"another user": BOB, "the same user of another tenant": OTHER_ANN, 
 
 @pytest.mark.parametrize("how", ["sse", "json"])
 @pytest.mark.parametrize("stranger", STRANGERS)
-def test_a_session_is_not_there_for_anybody_but_who_opened_it(served: Any, visit: Visit, how: str, stranger: str) -> None:
+def test_a_session_is_not_there_for_anybody_but_who_opened_it(
+    served: Any, visit: Visit, how: str, stranger: str
+) -> None:
     by = STRANGERS[stranger]
     session = visit(served(how, "owned"), ANN)
     answers = [
         session.post("tools/call", {"name": "on_loop", "arguments": {}}, by=by),
-        session.post("notifications/cancelled", {"requestId": 1}, id=None, by=by),
+        session.post("notifications/cancelled", {"requestId": 1}, number=None, by=by),
     ]
     assert [answer.status_code for answer in answers] == [404, 404]
     assert {answer.json()["error"]["message"] for answer in answers} == {"Session not found"}
@@ -385,7 +386,7 @@ def test_a_tool_that_outlives_its_request_keeps_whose_it_was(visit: Visit) -> No
             assert response.status_code == 200
             assert gate.reached.wait(PATIENCE)
         assert ended.wait(PATIENCE)
-        assert session.tool("on_loop", id=8) == named(ANN)
+        assert session.tool("on_loop", number=8) == named(ANN)
         gate.open()
         assert gate.left.wait(PATIENCE)
     assert gate.notes == [named(ANN), "ended", named(ANN)]
@@ -439,8 +440,8 @@ def test_what_is_replayed_is_ones_own(visit: Visit, owned: bool) -> None:
     with serving(UvicornHttptoolsUvloop, ContextMiddleware(app, **SOURCES), lifespan=True) as server:
         ann, other = visit(url_of(server), ANN), visit(url_of(server), OTHER_ANN)
         call = {"name": "on_loop", "arguments": {}}
-        first = first_id(ann.post("tools/call", call, id=5).text)
-        theirs = first_id(other.post("tools/call", call, id=5).text)
+        first = first_id(ann.post("tools/call", call, number=5).text)
+        theirs = first_id(other.post("tools/call", call, number=5).text)
         wanted = [named(ANN)] if owned else [named(ANN), named(OTHER_ANN)]
         got = replayed(ann, first, len(wanted))
         assert texts_of(got) == wanted

@@ -88,7 +88,7 @@ async def test_an_app_is_wrapped_once(app: Quart) -> None:
 
 
 async def test_what_cannot_be_is_told_where_it_stands(asyncio_only: None) -> None:
-    with pytest.raises(TypeError, match="missing|identity"):
+    with pytest.raises(TypeError, match="nothing says who asks"):
         QuartContext()
     with pytest.raises(TypeError, match="colour"):
         QuartContext(**SOURCES, colour="green")
