@@ -60,7 +60,7 @@ class OwnedSessions:
             receive: its receive.
             send: its send.
         """
-        app = self._app
+        app: ASGIApp = self._app
         context = current_context(None) if scope["type"] == "http" else None
         user = scope.get("user")
         if context is not None and not isinstance(user, AuthenticatedUser):

@@ -49,8 +49,8 @@ class QuartContext:
         if _NAME in app.extensions:
             message = f"{app!r} has its QuartContext already: one for each app"
             raise RuntimeError(message)
-        middleware = ContextMiddleware(app.asgi_app, **self._options)
-        app.asgi_app = middleware  # type: ignore[method-assign]  # as Quart's documentation has it
+        wrapped: Any = app  # `asgi_app` is a method there, of Hypercorn's ASGI types
+        wrapped.asgi_app = middleware = ContextMiddleware(wrapped.asgi_app, **self._options)
         app.extensions[_NAME] = middleware
 
 

@@ -73,7 +73,7 @@ def create_app() -> Quart:
 
     @app.post("/board")
     async def post_line() -> dict[str, Any]:
-        answer = await write(await request.get_data(as_text=True))
+        answer = await write((await request.body).decode())
         app.add_background_task(tell_tenant, answer["line"])
         return {**answer, "language": get_from_context("language")}
 

@@ -41,7 +41,8 @@ def served(name: str, lines: int) -> Iterator[list[str]]:
             yield [process.stdout.readline().rstrip("\n") for _ in range(lines)]
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=SECONDS)
-            assert (process.returncode, output, errors) == (0, "", "")
+            ended = (process.returncode, output, errors)
+            assert ended == (0, "", ""), ended
         finally:
             watchdog.cancel()
             process.kill()

@@ -236,7 +236,7 @@ async def test_views_and_middleware_of_both_kinds_know_whose_request_it_is(
     for headers, wanted in ((ANN, WHOLE), (BOB, ["globex", "bob"])):
         answer = (await get(app, f"/{kind}", headers)).json()
         assert answer == [wanted] * len(answer)
-        assert NOTES == [["before", wanted]] * len(between) + [["after", wanted]] * len(between)
+        assert [["before", wanted]] * len(between) + [["after", wanted]] * len(between) == NOTES
         NOTES.clear()
     await app.close()
 
