@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from quart import Quart, Response, copy_current_websocket_context, stream_with_context, websocket
+from quart import Quart, Response, copy_current_websocket_context, render_template_string, stream_with_context, websocket
 from quart.utils import run_sync
 from werkzeug.exceptions import NotFound
 
@@ -166,7 +166,7 @@ async def test_every_hook_of_a_request_knows_whose_it_is_also_in_threads(app: Qu
         await run_sync(note)("run_sync")
         await run_in_executor(None, note, "run_in_executor")
         await asyncio.create_task(asyncio.to_thread(note, "task"))
-        await app.update_template_context({})
+        await render_template_string("of which there is nothing to tell")
         return whose()
 
     answer = await app.test_client().get("/", headers=ANN)
