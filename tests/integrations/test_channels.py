@@ -24,7 +24,7 @@ from channels.testing import ApplicationCommunicator
 from django.conf import settings
 from django.test import override_settings
 from django.urls import path
-from servers import PATIENCE, Stage, request, stages
+from servers import Stage, request, stages
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -46,6 +46,8 @@ from asgi_context.propagation import CarrierKey, from_carrier, to_carrier
 
 pytestmark = pytest.mark.matrix("Django Channels", "channels", "daphne")
 
+PATIENCE = 60.0
+"""Seconds after which whatever is waited for counts as hanging."""
 SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
 NAMES = json_message(tenant="tenant", user="user")
 KEY = CarrierKey("test", "at least 32 bytes that nobody can guess")

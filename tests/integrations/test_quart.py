@@ -6,7 +6,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from quart import Quart, Response, copy_current_websocket_context, render_template_string, stream_with_context, websocket
+from quart import (
+    Quart,
+    Response,
+    copy_current_websocket_context,
+    render_template_string,
+    stream_with_context,
+    websocket,
+)
 from quart.utils import run_sync
 from werkzeug.exceptions import NotFound
 
