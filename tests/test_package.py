@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 
 EXTRAS = tuple(
-    f"asgi_context.{name}" for name in ("_pytest", "expansion", "jwt", "otel", "redis", "sentry", "structlog", "tools")
+    f"asgi_context.{name}"
+    for name in ("_pytest", "expansion", "jwt", "mcp", "otel", "quart", "redis", "sentry", "structlog", "tools")
 )
 
 
@@ -56,9 +57,11 @@ MODULES: list[Any] = [
             "expansion",
             "httpx",
             "logging",
+            "mcp",
             "otel",
             "processes",
             "propagation",
+            "quart",
             "sentry",
             "structlog",
             "testing",
