@@ -34,6 +34,8 @@ These need an extra of their name:
 `asgi_context.tools`        tools of agents
 `asgi_context.expansion`    configuration whose ``${NAME}`` are filled for each request
 `asgi_context.fastapi`      context and state as parameters of FastAPI, told in OpenAPI
+`asgi_context.quart`        an extension of Quart
+`asgi_context.mcp`          sessions of MCP servers that are their owner's alone
 `asgi_context.httpx`        the context on requests of httpx and httpx2
 `asgi_context.structlog`    whose each event of structlog is
 `asgi_context.otel`         whose each span of OpenTelemetry is

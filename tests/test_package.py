@@ -28,7 +28,9 @@ ROOT = Path(__file__).parent.parent
 
 EXTRAS = tuple(
     f"asgi_context.{name}"
-    for name in ("_pytest", "expansion", "fastapi", "jwt", "otel", "redis", "sentry", "structlog", "tools")
+    for name in (
+        *("_pytest", "expansion", "fastapi", "jwt", "mcp", "otel", "quart", "redis", "sentry", "structlog", "tools"),
+    )
 )
 
 

@@ -1,0 +1,144 @@
+"""For servers of the MCP Python SDK, over streamable HTTP: whose a session is, and whose the events that it can replay.
+
+The SDK runs each tool, resource and prompt in the context of the HTTP request that asked for it, also in a session that
+another request has opened, so `current_context` tells who asks now, in threads as well. Two things it leaves open. Who
+knows the id of somebody else's session can speak in it, read what is sent over it, and end it, unless the SDK has
+checked a token itself. And what an event store keeps is filed by the numbers of requests, which every client counts
+from the same start. Hence `OwnedSessions` and `OwnedEvents`.
+"""
+
+from dataclasses import replace
+from hashlib import sha256
+from typing import Final
+
+from mcp.server.auth.middleware.auth_context import AuthContextMiddleware
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
+from mcp.server.streamable_http import EventCallback, EventId, EventMessage, EventStore, StreamId
+from mcp_types import JSONRPCMessage
+
+from asgi_context._context import current_context
+from asgi_context._identity import RequestContext
+from asgi_context._respond import problem
+from asgi_context._types import ASGIApp, Receive, Scope, Send
+from asgi_context.errors import RequestRejected
+
+__all__ = ["OwnedEvents", "OwnedSessions"]
+
+_ISSUER: Final = "asgi_context"
+_NOBODY: Final = "-"
+
+
+class OwnedSessions:
+    """Makes each session that of the tenant's user who opened it: to anybody else, it is not there.
+
+    It goes between `ContextMiddleware` and the SDK's app, and tells the SDK who asks, by the ``scope["user"]`` that the
+    SDK sets where it checks tokens itself: ``ContextMiddleware(OwnedSessions(server.streamable_http_app()), ...)``. The
+    state of a call in several rounds is bound to them as well. A session that was opened unbound is open to whoever is
+    unbound. Where the SDK itself has found out who asks, by its ``token_verifier=``, that stays, and sessions are those
+    of the token's client and subject. Where an authentication around it has found nobody, yet somebody is bound, the
+    request is refused with 403: what is bound is not to pass for that authentication.
+
+    Args:
+        app: the ASGI app that the SDK makes, or another that it is mounted in.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        if not callable(app):
+            message = f"app must be an ASGI app, not {type(app).__qualname__}"
+            raise TypeError(message)
+        self._app = AuthContextMiddleware(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request.
+
+        Args:
+            scope: its scope.
+            receive: its receive.
+            send: its send.
+        """
+        app: ASGIApp = self._app
+        context = current_context(None) if scope["type"] == "http" else None
+        user = scope.get("user")
+        if context is not None and not isinstance(user, AuthenticatedUser):
+            if user is None or getattr(user, "is_authenticated", False):
+                scope["user"] = _user_of(context)
+            else:
+                app = problem(RequestRejected(403, "user_mismatch"))
+        await app(scope, receive, send)
+
+
+def _user_of(context: RequestContext) -> AuthenticatedUser:
+    claims = {"iss": _ISSUER}
+    # Without a text and without scopes: it is no token, and lets nobody do what the SDK asks a scope for.
+    return AuthenticatedUser(
+        AccessToken(token="", client_id=context.tenant, subject=context.user, scopes=[], claims=claims)
+    )
+
+
+class OwnedEvents(EventStore):
+    """Keeps the events of an event store apart by tenant and user, for sessions behind `OwnedSessions`.
+
+    The SDK has one store for all sessions, and files each event under the number of the request that it answers. A
+    store that replays what else it has under that number replays what was somebody else's. Here the store is given
+    numbers that say whose they are, and an event id of somebody else's is unknown.
+
+    Args:
+        store: the event store, whose event ids and stream ids are plain text.
+
+    Raises:
+        TypeError: it is none.
+    """
+
+    def __init__(self, store: EventStore) -> None:
+        if not isinstance(store, EventStore):
+            message = f"store must be an EventStore of the MCP SDK, not {type(store).__qualname__}"
+            raise TypeError(message)
+        self._store = store
+
+    async def store_event(self, stream_id: StreamId, message: JSONRPCMessage | None) -> EventId:
+        """Store an event; called by the SDK, in the context of the request that opened the session.
+
+        Args:
+            stream_id: the stream that it belongs to.
+            message: what it says; ``None`` for one that only begins a stream.
+
+        Returns:
+            Its id, which says whose it is.
+        """
+        owner = _owner()
+        return f"{owner}.{await self._store.store_event(f'{owner}.{stream_id}', message)}"
+
+    async def replay_events_after(self, last_event_id: EventId, send_callback: EventCallback) -> StreamId | None:
+        """Replay what came after an event; called by the SDK, in the context of the request that asks for it.
+
+        Args:
+            last_event_id: the id of that event.
+            send_callback: sends one event.
+
+        Returns:
+            The stream that it belongs to; ``None`` where there is no such event, or it is somebody else's.
+        """
+        owner = _owner()
+        given, _, event_id = last_event_id.partition(".")
+        if given != owner:
+            return None
+
+        async def send(event: EventMessage) -> None:
+            if event.event_id is not None:
+                event = replace(event, event_id=f"{owner}.{event.event_id}")
+            await send_callback(event)
+
+        stream_id = await self._store.replay_events_after(event_id, send)
+        return None if stream_id is None else stream_id.removeprefix(f"{owner}.")
+
+
+def _owner() -> str:
+    # A digest, since event ids go to the client, and a store may keep them for long.
+    context = current_context(None)
+    if context is None:
+        return _NOBODY
+    return sha256(repr((context.tenant, context.user)).encode()).hexdigest()[:32]
