@@ -229,6 +229,7 @@ class Watched:
         self._app = app
         self._running = 0
         self._idle = asyncio.Event()
+        self._idle.set()
         self._left: list[list[str]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -236,18 +237,19 @@ class Watched:
             await asyncio.wait_for(self._idle.wait(), PATIENCE)
             await Connection(scope, receive, send).answer(self._left)
             return
-        counted = scope["type"] != "lifespan"
-        self._running += counted
-        self._idle.clear()
+        if scope["type"] != "lifespan":
+            self._running += 1
+            self._idle.clear()
         before = bound()
         try:
             await self._app(scope, receive, send)
         finally:
             if bound() != before:
                 self._left.append(sorted(bound()))
-            self._running -= counted
-            if not self._running:
-                self._idle.set()
+            if scope["type"] != "lifespan":
+                self._running -= 1
+                if not self._running:
+                    self._idle.set()
 
 
 def bound() -> dict[str, object]:

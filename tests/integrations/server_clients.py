@@ -1,8 +1,10 @@
 """Real clients of any kind of server: httpx, and for WebSockets websockets or, over HTTP/2, h2 with the frames of wsproto."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple, Protocol, Self
 
 import h2.config
@@ -15,6 +17,7 @@ from websockets.exceptions import InvalidStatus
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
+CROWD, TENANTS = 200, 50
 STREAMS = 50
 """That are open at once on one connection over HTTP/2, at most; servers allow for 100 or more."""
 
@@ -232,3 +235,111 @@ async def websockets(kind: type[Kind], server: Address) -> AsyncIterator[Any]:
         yield open_one
     finally:
         await asyncio.gather(*(connection.close() for connection in opened))
+
+
+# Crowds
+
+
+class Member(NamedTuple):
+    """One of a crowd."""
+
+    number: int
+
+    @property
+    def tenant(self) -> str:
+        return f"tenant-{self.number % TENANTS}"
+
+    @property
+    def user(self) -> str:
+        return f"user-{self.number}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"x-tenant-id": self.tenant, "x-user-id": self.user}
+
+
+class Told(NamedTuple):
+    """What one of a crowd has been told, with what it had said."""
+
+    member: Member
+    said: str
+    answer: dict[str, Any]
+
+
+async def crowd_of_requests(
+    kind: type[Kind], server: Address, crowd: str, *, turn: int = 0, meeting: bool = False
+) -> list[Told]:
+    """Send the requests of a crowd at once.
+
+    Args:
+        kind: of the server.
+        server: that is asked.
+        crowd: its name.
+        turn: of this crowd, where it comes more than once.
+        meeting: whether each is answered only once all have come.
+    """
+    options = {"crowd": crowd} | ({"of": str(CROWD)} if meeting else {})
+
+    async def ask(member: Member, http: httpx.AsyncClient) -> Told:
+        said = f"{member.number}/{turn}"
+        answer = await http.get("/http", params={**options, "number": said}, headers=member.headers)
+        assert answer.status_code == 200, answer
+        assert answer.http_version == ("HTTP/2" if kind.http2 else "HTTP/1.1")
+        return Told(member, said, answer.json())
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(client(kind, server)) for _ in range(CROWD // STREAMS)]
+        return await asyncio.gather(*(ask(Member(number), clients[number // STREAMS]) for number in range(CROWD)))
+
+
+async def crowd_of_websockets(
+    kind: type[Kind], server: Address, crowd: str, *, turns: Iterable[int] = (0,), meeting: bool = False
+) -> list[Told]:
+    """Open the WebSockets of a crowd, and once all are open say something on each, at once.
+
+    Args:
+        kind: of the server.
+        server: that is asked.
+        crowd: its name.
+        turns: for each of which something is said.
+        meeting: whether each is answered only once all have said something.
+    """
+    path = f"/websocket?crowd={crowd}" + (f"&of={CROWD}" if meeting else "")
+    opening = asyncio.Semaphore(20)  # daphne gives up on a handshake that takes longer than 5 seconds
+    all_open = asyncio.Barrier(CROWD)
+
+    async def talk(member: Member, open_websocket: Any) -> list[Told]:
+        async with opening:
+            websocket = await open_websocket(path, member.headers)
+        await all_open.wait()
+        told = []
+        for turn in turns:
+            said = f"{member.number}/{turn}"
+            await websocket.say(said)
+            told.append(Told(member, said, json.loads(await websocket.hear())))
+        return told
+
+    async with AsyncExitStack() as stack:
+        openers = [await stack.enter_async_context(websockets(kind, server)) for _ in range(CROWD // STREAMS)]
+        told = await asyncio.gather(*(talk(Member(number), openers[number // STREAMS]) for number in range(CROWD)))
+    return [each for all_of_one in told for each in all_of_one]
+
+
+def assert_each_was_told_of_itself(all_told: list[Told]) -> None:
+    """See that in handler, task, thread and pool it was who had asked, and in the state what that one had written.
+
+    A tenant's visits count each of its own once, and nobody else's.
+    """
+    wrong, visits, ids = [], defaultdict(list), defaultdict(set)
+    for told in all_told:
+        member, said, answer = told
+        mine = [member.tenant, member.user, answer["whose"][0][2]]
+        if answer["whose"] != [mine] * 4 or answer["numbers"] != [said] * 3:
+            wrong.append(told)
+        visits[member.tenant].append(answer["visit"])
+        ids[mine[2]].add(member)
+    assert wrong == []
+    assert {len(members) for members in ids.values()} == {1}
+    for visited in visits.values():
+        assert sorted(visited) == list(range(1, len(visited) + 1))
+    assert len(visits) == TENANTS

@@ -1,7 +1,6 @@
 """Real servers, in threads or in processes of their own, and a client that speaks to them in bytes."""
 
 import asyncio
-import importlib
 import json
 import logging
 import os
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -51,14 +49,20 @@ class Kind:
     streams_requests: ClassVar[bool] = True
     """Whether the app is called before a body has come as a whole."""
     has_lifespan: ClassVar[bool] = True
+    warnings: ClassVar[tuple[str, ...]] = ()
+    """Filters for those that they give by themselves."""
 
 
 def parameters(kinds: Iterable[type[Kind]]) -> list[Any]:
     """Kinds as parameters of tests, which are then of their rows of the matrix."""
-    return [
-        pytest.param(kind, marks=pytest.mark.matrix(kind.row, *kind.distributions), id=kind.row.replace(", ", "-"))
-        for kind in kinds
-    ]
+
+    def marks(kind: type[Kind]) -> list[pytest.MarkDecorator]:
+        return [
+            pytest.mark.matrix(kind.row, *kind.distributions),
+            *(pytest.mark.filterwarnings(each) for each in kind.warnings),
+        ]
+
+    return [pytest.param(kind, marks=marks(kind), id=kind.row.replace(", ", "-")) for kind in kinds]
 
 
 class ServerThread(Kind, ABC):
@@ -174,11 +178,11 @@ class UvicornWebsockets(Uvicorn):
     distributions = ("uvicorn", "h11", "websockets")
     ws = "websockets"
 
-    async def _serve(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            importlib.import_module("uvicorn.protocols.websockets.websockets_impl")
-        await super()._serve()
+    warnings = (
+        "ignore:The `websockets` implementation is deprecated:uvicorn.config.UvicornDeprecationWarning",
+        "ignore:websockets.legacy is deprecated:DeprecationWarning",
+        "ignore:remove second argument of ws_handler:DeprecationWarning",
+    )
 
 
 class UvicornHttptoolsWebsocketsUvloop(UvicornWebsockets):

@@ -5,9 +5,8 @@ All that is seen goes over the wire, so that it is the same for a server in this
 
 import asyncio
 import json
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import ExitStack
 from functools import wraps
 from itertools import count
 from typing import Any, NamedTuple
@@ -15,7 +14,17 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import server_app
-from server_clients import STREAMS, Address, DeniedError, client, websockets
+from server_clients import (
+    CROWD,
+    Address,
+    DeniedError,
+    Member,
+    assert_each_was_told_of_itself,
+    client,
+    crowd_of_requests,
+    crowd_of_websockets,
+    websockets,
+)
 from servers import (
     LONG_PATIENCE,
     SERVERS,
@@ -32,7 +41,6 @@ from servers import (
     serving,
 )
 
-CROWD, TENANTS = 200, 50
 KINDS: list[type[Kind]] = [
     *SERVERS.values(),
     UvicornWebsockets,
@@ -97,24 +105,6 @@ def async_test(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     return run
 
 
-class Member(NamedTuple):
-    """One of a crowd."""
-
-    number: int
-
-    @property
-    def tenant(self) -> str:
-        return f"tenant-{self.number % TENANTS}"
-
-    @property
-    def user(self) -> str:
-        return f"user-{self.number}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"x-tenant-id": self.tenant, "x-user-id": self.user}
-
-
 ANN = {"x-tenant-id": "acme", "x-user-id": "ann"}
 BOB = {"x-tenant-id": "beta", "x-user-id": "bob"}
 
@@ -123,69 +113,23 @@ def a_name() -> str:
     return f"name-{next(_numbers)}"
 
 
-def assert_each_was_told_of_itself(answers: list[tuple[Member, str, dict[str, Any]]]) -> None:
-    """What everybody has been told, with what they had said."""
-    wrong, visits, ids = [], defaultdict(list), defaultdict(set)
-    for member, said, told in answers:
-        mine = [member.tenant, member.user, told["whose"][0][2]]
-        if told["whose"] != [mine] * 4 or told["numbers"] != [said] * 3:
-            wrong.append((member, said, told))
-        visits[member.tenant].append(told["visit"])
-        ids[mine[2]].add(member)
-    assert wrong == []
-    assert {len(members) for members in ids.values()} == {1}
-    for visited in visits.values():
-        assert sorted(visited) == list(range(1, len(visited) + 1))
-    assert len(visits) == TENANTS
-
-
 # Crowds
 
 
 @async_test
 async def test_200_requests_at_once_from_50_tenants_never_meet(running: Running) -> None:
-    crowd = a_name()
-    members = [Member(number) for number in range(CROWD)]
+    told = await crowd_of_requests(*running, a_name(), meeting=True)
 
-    async def ask(member: Member, http: httpx.AsyncClient) -> tuple[Member, str, dict[str, Any]]:
-        options = {"crowd": crowd, "of": CROWD, "number": member.number}
-        answer = await http.get("/http", params=options, headers=member.headers)
-        assert answer.status_code == 200, answer
-        assert answer.http_version == ("HTTP/2" if running.kind.http2 else "HTTP/1.1")
-        return member, str(member.number), answer.json()
-
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(client(*running)) for _ in range(CROWD // STREAMS)]
-        answers = await asyncio.gather(*(ask(member, clients[member.number // STREAMS]) for member in members))
-
-    assert len(answers) == CROWD
-    assert_each_was_told_of_itself(answers)
+    assert len(told) == CROWD
+    assert_each_was_told_of_itself(told)
 
 
 @async_test
 async def test_200_websockets_at_once_of_50_tenants_never_meet(running: Running) -> None:
-    crowd, rounds = a_name(), 2
-    members = [Member(number) for number in range(CROWD)]
-    opening = asyncio.Semaphore(20)  # daphne gives up on a handshake that takes longer than 5 seconds
-    all_open = asyncio.Barrier(CROWD)
+    told = await crowd_of_websockets(*running, a_name(), turns=(0, 1), meeting=True)
 
-    async def talk(member: Member, open_websocket: Any) -> list[tuple[Member, str, dict[str, Any]]]:
-        async with opening:
-            websocket = await open_websocket(f"/websocket?crowd={crowd}&of={CROWD}", member.headers)
-        await all_open.wait()
-        answers = []
-        for turn in range(rounds):
-            said = f"{member.number}/{turn}"
-            await websocket.say(said)
-            answers.append((member, said, json.loads(await websocket.hear())))
-        return answers
-
-    async with AsyncExitStack() as stack:
-        openers = [await stack.enter_async_context(websockets(*running)) for _ in range(CROWD // STREAMS)]
-        answers = await asyncio.gather(*(talk(member, openers[member.number // STREAMS]) for member in members))
-
-    assert sum(map(len, answers)) == rounds * CROWD
-    assert_each_was_told_of_itself([answer for each in answers for answer in each])
+    assert len(told) == 2 * CROWD
+    assert_each_was_told_of_itself(told)
 
 
 # Streams
