@@ -178,13 +178,13 @@ class App:
         await connection.answer({"size": len(body), "whose": seen})
 
     async def endless(self, connection: Connection) -> None:
-        """Stream until the client has gone."""
+        """Stream until the client has gone, at a pace that leaves it time to go."""
         gone = asyncio.create_task(self.until_gone(connection))
         await connection.start()
         try:
             while not gone.done():
-                await connection.part(b"x" * 1000)
-                await asyncio.sleep(0)
+                await connection.part(b"x" * 100)
+                await asyncio.sleep(0.005)
         finally:
             gone.cancel()
             await asyncio.wait([gone])

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from pathlib import Path
@@ -55,14 +55,17 @@ class Kind:
 
 def parameters(kinds: Iterable[type[Kind]]) -> list[Any]:
     """Kinds as parameters of tests, which are then of their rows of the matrix."""
+    return [pytest.param(kind, marks=_marks(kind), id=kind.row.replace(", ", "-")) for kind in kinds]
 
-    def marks(kind: type[Kind]) -> list[pytest.MarkDecorator]:
-        return [
-            pytest.mark.matrix(kind.row, *kind.distributions),
-            *(pytest.mark.filterwarnings(each) for each in kind.warnings),
-        ]
 
-    return [pytest.param(kind, marks=marks(kind), id=kind.row.replace(", ", "-")) for kind in kinds]
+def named_parameters(kinds: Mapping[str, type[Kind]]) -> list[Any]:
+    """The same of their names."""
+    return [pytest.param(name, marks=_marks(kind), id=name) for name, kind in kinds.items()]
+
+
+def _marks(kind: type[Kind]) -> list[pytest.MarkDecorator]:
+    warned = [pytest.mark.filterwarnings(each) for each in kind.warnings]
+    return [pytest.mark.matrix(kind.row, *kind.distributions), *warned]
 
 
 class ServerThread(Kind, ABC):
