@@ -1,7 +1,6 @@
 """Servers whose worker processes share one Redis: what their tenants count adds up, and none sees another."""
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -65,21 +64,18 @@ def ran(request: pytest.FixtureRequest, redis: redis_servers.Server, tmp_path_fa
 
 
 async def crowds(kind: type[ServerProcess], servers: list[ServerProcess]) -> list[Told]:
-    """Send crowds until each process has answered some of their requests, and some of their WebSockets.
+    """Send a crowd of requests and one of WebSockets, and then more requests until each process has answered some.
 
     Which of its workers gets a connection is the system's choice.
     """
+    name = kind.row.partition(",")[0]
     told: list[Told] = []
-    until = time.monotonic() + LONG_PATIENCE
-    for send in (crowd_of_requests, crowd_of_websockets):
-        answered: set[int] = set()
-        while len(answered) < PROCESSES:
-            assert time.monotonic() < until, f"only {answered} have ever answered"
+    async with asyncio.timeout(4 * LONG_PATIENCE):
+        for server in servers:
+            told += await crowd_of_websockets(kind, server, name, turns=[len(told) // CROWD])
+        while not told[CROWD * len(servers) :] or len({each.answer["process"] for each in told}) < PROCESSES:
             for server in servers:
-                turn = len(told) // CROWD
-                more = {"turn": turn} if send is crowd_of_requests else {"turns": [turn]}
-                told += await send(kind, server, kind.row.split(",")[0], **more)
-                answered |= {each.answer["process"] for each in told[-CROWD:]}
+                told += await crowd_of_requests(kind, server, name, turn=len(told) // CROWD)
     return told
 
 
