@@ -1,4 +1,4 @@
-"""Event loops as parameters, and the guard that no test leaves anything bound."""
+"""Event loops as parameters, the guard that no test leaves anything bound, and the matrix of what this was tried on."""
 
 import asyncio
 import gc
@@ -13,6 +13,8 @@ import redis_servers
 from hypothesis import settings
 
 from asgi_context import current_context
+
+pytest_plugins = ["matrix"]
 
 settings.register_profile("asgi_context", deadline=None)  # no test asserts a time
 settings.load_profile("asgi_context")

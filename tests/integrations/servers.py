@@ -1,19 +1,27 @@
-"""Real servers, each in a thread of its own with an event loop of its own, and a client that speaks to them in bytes."""
+"""Real servers, in threads or in processes of their own, and a client that speaks to them in bytes."""
 
 import asyncio
 import json
 import logging
+import os
+import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
-from typing import Any, NamedTuple, Self
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
 
 import h11
 import hypercorn.asyncio
 import hypercorn.config
+import pytest
 import uvicorn
 import uvloop
 
@@ -21,9 +29,46 @@ App = Callable[..., Awaitable[None]]
 
 PATIENCE = 15.0
 """Seconds after which whatever is waited for counts as hanging."""
+LONG_PATIENCE = 60.0
+"""The same, of processes that start and of crowds, which on a busy machine take their time."""
 
 
-class ServerThread(ABC):
+class Kind:
+    """What servers of a kind are, and can."""
+
+    row: ClassVar[str]
+    """Of the matrix."""
+    distributions: ClassVar[tuple[str, ...]]
+    """What they are made of."""
+    http2: ClassVar[bool] = False
+    """Whether HTTP/2 is what is spoken with them, by prior knowledge (RFC 9113, section 3.3)."""
+    websockets_over_http2: ClassVar[bool] = False
+    """Whether so are WebSockets (RFC 8441)."""
+    denies_websockets: ClassVar[bool] = True
+    """Whether they offer the denial response."""
+    streams_requests: ClassVar[bool] = True
+    """Whether the app is called before a body has come as a whole."""
+    has_lifespan: ClassVar[bool] = True
+    warnings: ClassVar[tuple[str, ...]] = ()
+    """Filters for those that they give by themselves."""
+
+
+def parameters(kinds: Iterable[type[Kind]]) -> list[Any]:
+    """Kinds as parameters of tests, which are then of their rows of the matrix."""
+    return [pytest.param(kind, marks=_marks(kind), id=kind.row.replace(", ", "-")) for kind in kinds]
+
+
+def named_parameters(kinds: Mapping[str, type[Kind]]) -> list[Any]:
+    """The same of their names."""
+    return [pytest.param(name, marks=_marks(kind), id=name) for name, kind in kinds.items()]
+
+
+def _marks(kind: type[Kind]) -> list[pytest.MarkDecorator]:
+    warned = [pytest.mark.filterwarnings(each) for each in kind.warnings]
+    return [pytest.mark.matrix(kind.row, *kind.distributions), *warned]
+
+
+class ServerThread(Kind, ABC):
     """A server that runs from `start` to `stop`; both wait for it, by events."""
 
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
@@ -86,6 +131,8 @@ class _AnnouncingServer(uvicorn.Server):
 
 
 class Uvicorn(ServerThread):
+    row = "uvicorn, asyncio, h11, wsproto"
+    distributions = ("uvicorn", "h11", "wsproto")
     http = "h11"
     ws = "wsproto"
     grace = 5
@@ -109,15 +156,42 @@ class Uvicorn(ServerThread):
 
 
 class UvicornHttptools(Uvicorn):
+    row = "uvicorn, asyncio, httptools, websockets-sansio"
+    distributions = ("uvicorn", "httptools", "websockets")
     http = "httptools"
     ws = "websockets-sansio"
 
 
 class UvicornUvloop(Uvicorn):
+    row = "uvicorn, uvloop, h11, wsproto"
+    distributions = ("uvicorn", "uvloop", "h11", "wsproto")
     loop_factory = staticmethod(uvloop.new_event_loop)
 
 
 class UvicornHttptoolsUvloop(UvicornHttptools):
+    row = "uvicorn, uvloop, httptools, websockets-sansio"
+    distributions = ("uvicorn", "uvloop", "httptools", "websockets")
+    loop_factory = staticmethod(uvloop.new_event_loop)
+
+
+class UvicornWebsockets(Uvicorn):
+    """With its older implementation over websockets, which warns that it will go."""
+
+    row = "uvicorn, asyncio, h11, websockets"
+    distributions = ("uvicorn", "h11", "websockets")
+    ws = "websockets"
+
+    warnings = (
+        "ignore:The `websockets` implementation is deprecated:uvicorn.config.UvicornDeprecationWarning",
+        "ignore:websockets.legacy is deprecated:DeprecationWarning",
+        "ignore:remove second argument of ws_handler:DeprecationWarning",
+    )
+
+
+class UvicornHttptoolsWebsocketsUvloop(UvicornWebsockets):
+    row = "uvicorn, uvloop, httptools, websockets"
+    distributions = ("uvicorn", "uvloop", "httptools", "websockets")
+    http = "httptools"
     loop_factory = staticmethod(uvloop.new_event_loop)
 
 
@@ -129,6 +203,8 @@ class _ListeningConfig(hypercorn.config.Config):
 
 
 class Hypercorn(ServerThread):
+    row = "hypercorn, HTTP/1.1"
+    distributions = ("hypercorn", "h11", "wsproto")
     access_log: logging.Logger | None = None
 
     async def _serve(self) -> None:
@@ -151,6 +227,12 @@ class Hypercorn(ServerThread):
         self._loop.call_soon_threadsafe(self._told.set)
 
 
+class HypercornHTTP2(Hypercorn):
+    row = "hypercorn, HTTP/2"
+    distributions = ("hypercorn", "h2", "wsproto")
+    http2 = websockets_over_http2 = True
+
+
 def _without_lifespan(app: App) -> App:
     async def called(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -170,6 +252,129 @@ UVICORN: dict[str, type[ServerThread]] = {
     "uvicorn-httptools-uvloop": UvicornHttptoolsUvloop,
 }
 SERVERS: dict[str, type[ServerThread]] = {**UVICORN, "hypercorn": Hypercorn}
+
+
+class ServerProcess(Kind):
+    """A server that is started by its command, with the app of `server_app`.
+
+    Args:
+        log: the file that the app tells of its lifespan in; what the server prints goes next to it.
+        redis: the address of a Redis for the app's state; without one it is in memory.
+    """
+
+    workers: ClassVar[int] = 1
+
+    def __init__(self, log: Path, redis: str | None = None) -> None:
+        self.port = _free_port()
+        here = Path(__file__).parent
+        paths = [str(here.parents[1]), str(here.parent), str(here), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "SERVER_APP_LOG": str(log)}
+        if redis is not None:
+            environment["SERVER_APP_REDIS"] = redis
+        with log.with_suffix(".output").open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *self.command(self.port)],
+                cwd=log.parent,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # so that those which it starts can be ended with it
+            )
+
+    def command(self, port: int) -> list[str]:
+        """What is said to Python."""
+        raise NotImplementedError
+
+    def until_started(self) -> None:
+        """Wait until it answers."""
+        until = time.monotonic() + LONG_PATIENCE
+        while True:
+            assert self._process.poll() is None, f"it has ended with {self._process.returncode}"
+            assert time.monotonic() < until, "it does not start"
+            with suppress(OSError), Wire(self.port) as wire:
+                assert wire.ask(request(target=b"/left")).status == 200
+                return
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it as its supervisor would, and wait until it has."""
+        self._process.terminate()
+        try:
+            self._process.wait(LONG_PATIENCE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # whatever is left
+            self._process.wait(LONG_PATIENCE)
+
+
+def _free_port() -> int:
+    """One that the system gives to nobody who asks for any: what needs a number is not beaten to it."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+class UvicornWorkers(ServerProcess):
+    row = "uvicorn, 2 workers, Redis"
+    distributions = ("uvicorn", "redis")
+    workers = 2
+
+    def command(self, port: int) -> list[str]:
+        return ["uvicorn", "server_app:app", "--port", str(port), "--workers", str(self.workers)]
+
+
+class HypercornWorkers(ServerProcess):
+    row = "hypercorn, 2 workers, Redis"
+    distributions = ("hypercorn", "redis")
+    workers = 2
+
+    def command(self, port: int) -> list[str]:
+        return ["hypercorn", "server_app:app", "--bind", f"127.0.0.1:{port}", "--workers", str(self.workers)]
+
+
+class Granian(ServerProcess):
+    row = "granian, asyncio, HTTP/1.1"
+    distributions = ("granian",)
+    options = ("--loop", "asyncio", "--http", "1")
+
+    def command(self, port: int) -> list[str]:
+        served = ["--interface", "asgi", "--port", str(port), "--workers", str(self.workers)]
+        return ["granian", *served, *self.options, "server_app:app"]
+
+
+class GranianHTTP2(Granian):
+    """It takes WebSockets over HTTP/1.1 alone."""
+
+    row = "granian, uvloop, HTTP/2"
+    distributions = ("granian", "uvloop")
+    options = ("--loop", "uvloop", "--http", "auto")
+    http2 = True
+
+
+class GranianWorkers(Granian):
+    row = "granian, 2 workers, Redis"
+    distributions = ("granian", "redis")
+    workers = 2
+
+
+class Daphne(ServerProcess):
+    row = "daphne"
+    distributions = ("daphne", "twisted", "autobahn")
+    denies_websockets = False
+    streams_requests = False
+    has_lifespan = False
+
+    def command(self, port: int) -> list[str]:
+        return ["daphne", "--bind", "127.0.0.1", "--port", str(port), "server_app:app"]
+
+
+class DaphneProcesses(Daphne):
+    """One of two, since it has no workers."""
+
+    row = "daphne, 2 processes, Redis"
+    distributions = ("daphne", "redis")
 
 
 @contextmanager

@@ -24,8 +24,10 @@ from servers import (
     Uvicorn,
     Wire,
     handshake,
+    named_parameters,
     request,
     serving,
+    stages,
 )
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -45,21 +47,11 @@ HIGH_WATER = 64 * 1024
 @pytest.fixture(scope="module")
 def running() -> Iterator[Callable[[str], Stage]]:
     """Servers of any kind, each started once: to stop uvicorn takes it a fifth of a second."""
-    stages: dict[str, Stage] = {}
-    with ExitStack() as stack:
-
-        def start(kind: str) -> Stage:
-            if kind not in stages:
-                stages[kind] = stage = Stage()
-                server = stack.enter_context(serving(SERVERS[kind], stage))
-                assert server.started, server.failure
-                stage.port = server.port
-            return stages[kind]
-
+    with stages() as start:
         yield start
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture(params=named_parameters(SERVERS))
 def server(request: pytest.FixtureRequest, running: Callable[[str], Stage]) -> Iterator[Stage]:
     """A server on which the test puts its app. Whatever that does, nothing may stay bound in the server's tasks."""
     stage = running(request.param)
@@ -560,25 +552,6 @@ async def context_soon() -> Any:
     return current_context()
 
 
-def test_a_websocket_keeps_its_identity_for_each_message(server: Stage) -> None:
-    server.put_on(wrapped(conversation, user=from_header("x-user-id")))
-
-    with (
-        websocket(server, x_tenant_id="acme", x_user_id="ann") as ann,
-        websocket(server, x_tenant_id="beta", x_user_id="bob") as bob,
-    ):
-        ids = {}
-        for number in range(5):
-            for client, identity in ((ann, ["acme", "ann"]), (bob, ["beta", "bob"])):
-                client.send(f"message {number}")
-                text, *views = json.loads(client.recv(PATIENCE))
-                assert text == f"message {number}"
-                assert [view[:2] for view in views] == [identity] * 4
-                [request_id] = {view[2] for view in views}
-                assert ids.setdefault(identity[0], request_id) == request_id
-    assert len(set(ids.values())) == 2
-
-
 def test_a_websocket_sees_nothing_of_the_request_that_its_connection_served_before(server: Stage) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -597,34 +570,6 @@ def test_a_websocket_sees_nothing_of_the_request_that_its_connection_served_befo
         while b">" not in wire.received:
             assert wire.receive()
         assert wire.received.endswith(b"<None>")
-
-
-def test_a_websocket_whose_client_is_gone_leaves_nothing_bound(server: Stage) -> None:
-    server.put_on(wrapped(conversation, user=from_header("x-user-id")))
-
-    with server.connect() as wire:
-        wire.send(handshake(ACME, b"x-user-id: ann"))
-        while b"\r\n\r\n" not in wire.received:
-            assert wire.receive()
-        assert wire.received.startswith(b"HTTP/1.1 101 ")
-
-    server.settle()
-
-
-def test_a_websocket_without_identity_is_answered_by_http(server: Stage) -> None:
-    server.put_on(wrapped(unreachable))
-
-    response = refusal(server)
-
-    assert response.status_code == 400
-    assert response.headers.get_all("content-type") == ["application/problem+json"]
-    assert json.loads(response.body) == {
-        "type": "about:blank",
-        "title": "Bad Request",
-        "status": 400,
-        "code": "tenant_missing",
-        "detail": "This request does not name a tenant.",
-    }
 
 
 def test_on_reject_answers_a_websocket_in_terms_of_http(server: Stage) -> None:
