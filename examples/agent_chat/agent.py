@@ -76,7 +76,7 @@ class Search(AsyncBaseTool):
     def run(self) -> str:
         """Run in a thread of the pool of tools, since it reads files."""
         call = current_tool_call()
-        files = sorted(Path(get_path("stdlib")).glob("*.py"))
+        files = sorted(Path(get_path("stdlib")).glob("[a-z]*.py"))
         found: Counter[str] = Counter()
         for done in range(0, len(files), self.step):
             call.progress_from_thread(done=done, of=len(files), step=f"reading {files[done].name}")

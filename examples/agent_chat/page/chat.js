@@ -3,7 +3,7 @@
 import { Connection } from "./connection.js";
 
 const NAMES = { acme: "Acme", globex: "Globex", ann: "Ann", bob: "Bob", eve: "Eve" };
-const SUGGESTIONS = ["search asyncio", "pin Release on Friday", "who am I", "divide 1 by 0"];
+const SUGGESTIONS = ["search thread", "pin Release on Friday", "who am I", "divide 1 by 0"];
 const STATUS = { connecting: "Connecting…", connected: "Connected", lost: "Connection lost. Reconnecting…" };
 
 const $ = (id) => document.getElementById(id);
@@ -163,7 +163,7 @@ function messageOf({ role, text, at, calls = [] }) {
   const element = make("article", { className: `message ${role}` }, fromOf({ role, at }));
   for (const { tool, code, text: why } of calls) {
     const what = code ? { className: "call failed", title: code } : { className: "call done" };
-    element.append(make("p", what, make("b", {}, tool), code ? ` failed: ${why}` : " done"));
+    element.append(make("p", what, make("code", {}, tool), code ? ` failed: ${why}` : " done"));
   }
   element.append(make("p", { className: "text" }, text));
   return element;
@@ -172,7 +172,7 @@ function messageOf({ role, text, at, calls = [] }) {
 function showWork({ type, tool, call_id, data, text }) {
   if (type === "tool_started") {
     const card = make("section", { className: "card work", "aria-label": `${tool} at work` });
-    card.append(make("b", {}, tool), make("span", { className: "step" }, "working…"), make("progress", { "aria-label": tool }));
+    card.append(make("code", {}, tool), make("span", { className: "step" }, "working…"), make("progress", { "aria-label": tool }));
     cards.set(call_id, card);
     $("work").append(card);
     say(`${tool} has begun.`);
