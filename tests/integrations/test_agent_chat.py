@@ -1,6 +1,7 @@
 """The example of a chat, as its users see it: in Chromium, over a real server."""
 
 import importlib
+import json
 import re
 import shutil
 import signal
@@ -293,8 +294,9 @@ def test_an_answer_is_finished_also_if_its_window_is_closed_meanwhile(
     closed.page.close()
     opened = window(site).enter("Acme", "Ann")
     expect(opened.messages).to_have_text(["search import"])
+    opened.ask("who am I")  # of which the window that is closed is to be told as well
     gate.open()
-    expect(opened.answers).to_contain_text("“import” stands")
+    expect(opened.answers.last).to_contain_text("“import” stands")
 
 
 def test_a_tool_that_fails_is_shown_as_an_error(site: Site, window: Callable[..., Window]) -> None:
@@ -399,6 +401,17 @@ def test_a_page_of_others_opens_no_websocket(site: Site) -> None:
         websocket.send(b"\x00")
         assert '"state"' in websocket.recv(PATIENCE)
         assert '"refused"' in websocket.recv(PATIENCE)
+
+
+def test_a_message_that_comes_twice_is_answered_once(site: Site) -> None:
+    options: Any = {"subprotocols": ["chat", f"bearer.{_token(site)}"], "proxy": None}
+    with connect(f"ws://127.0.0.1:{site.port}/chat", **options) as websocket:
+        for identifier in ("one", "one", "another"):
+            websocket.send(json.dumps({"id": identifier, "text": "hello"}))
+        conversation: list[dict[str, str]] = []
+        while [message["id"] for message in conversation][-2:-1] != ["another"]:
+            conversation = json.loads(websocket.recv(PATIENCE)).get("conversation", conversation)
+    assert [message["role"] for message in conversation] == ["user", "agent", "user", "agent"]
 
 
 def test_nothing_but_the_page_is_there_for_those_who_have_not_signed_in(site: Site) -> None:
