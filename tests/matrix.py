@@ -30,7 +30,8 @@ SERVERS = (
     "daphne",
     "daphne, 2 processes, Redis",
 )
-ROWS = FRAMEWORKS + SERVERS
+BROWSERS = ("Chromium",)
+ROWS = FRAMEWORKS + SERVERS + BROWSERS
 """All that there must be."""
 
 
