@@ -21,7 +21,7 @@ from asgi_context._context import (
 )
 from asgi_context._extract import NOBODY, Extractor, IdentityFrom, Step, ask, check_extractor, compile_step, parts_of
 from asgi_context._headers import Found, HeaderPlan, header_name
-from asgi_context._identity import Identity, read_id
+from asgi_context._identity import read_id
 from asgi_context._lifespan import Lifespan
 from asgi_context._memory import MemoryStore
 from asgi_context._messages import MessageExtractor, check_message
@@ -29,6 +29,7 @@ from asgi_context._options import (
     challenges_of,
     challenging,
     check_hooks,
+    check_identity,
     check_missing,
     check_origin,
     hides_of,
@@ -274,7 +275,7 @@ class ContextMiddleware:
                         identity = self._identify.run(scope, found)
                         if self._identify.waits:
                             identity = await identity
-                        binding.take(self._checked(identity))
+                        binding.take(check_identity(identity, self._absent))
                 if not alone:
                     enter_binding(binding)
                 if self._authorize is not None and binding.tenant is not None:
@@ -375,17 +376,6 @@ class ContextMiddleware:
             raise ExtractorTypeError("the extractor given as request_id=", type(given).__qualname__, "str or None")
         if given.isascii() and given.isprintable():  # `valid=` may have let through what no header or log line can hold
             ids.append(given)
-
-    def _checked(self, identity: object) -> Identity | None:
-        if identity is None:
-            if self._absent is not None:
-                raise RequestRejected(*self._absent)
-            return None
-        if type(identity) is not Identity:
-            raise ExtractorTypeError(
-                "the extractor given as identity=", type(identity).__qualname__, "Identity or None"
-            )
-        return identity
 
     def _answer(self, rejection: RequestRejected, scope: Scope) -> ASGIApp:
         if rejection.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2

@@ -11,7 +11,7 @@ from asgi_context._identity import Identity
 from asgi_context._pool import Pool
 from asgi_context._pools import Workers
 from asgi_context._types import Scope
-from asgi_context.errors import RequestRejected
+from asgi_context.errors import ExtractorTypeError, RequestRejected
 
 if TYPE_CHECKING:
     from asgi_context._processes import Fleet
@@ -272,6 +272,29 @@ def challenges_of(source: Extractor) -> list[bytes]:
     found = [getattr(part, "challenge", None) for part in parts_of([source])]
     headers = [(_CHALLENGE, challenge) for challenge in found if isinstance(challenge, str)]
     return [value for _, value in RequestRejected(401, "identity_missing", headers=headers).headers]  # checks them
+
+
+def check_identity(identity: object, absent: tuple[int, str] | None) -> Identity | None:
+    """Take what the extractor of identities gave.
+
+    Args:
+        identity: what that is.
+        absent: status and code of the refusal where it is ``None``; ``None`` where that is no reason for one.
+
+    Returns:
+        The identity.
+
+    Raises:
+        RequestRejected: there is none.
+        ExtractorTypeError: it is none.
+    """
+    if identity is None:
+        if absent is not None:
+            raise RequestRejected(*absent)
+        return None
+    if type(identity) is not Identity:
+        raise ExtractorTypeError("the extractor given as identity=", type(identity).__qualname__, "Identity or None")
+    return identity
 
 
 def challenging(rejection: RequestRejected, challenges: list[bytes]) -> RequestRejected:
