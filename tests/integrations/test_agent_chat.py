@@ -248,10 +248,15 @@ def test_a_tenant_s_users_share_its_board_live_and_a_user_s_windows_the_conversa
         expect(one.messages).to_have_text(["pin Release on Friday", "Pinned as note 1."])
 
 
+@pytest.fixture
+def redis() -> Iterator[redis_servers.Server]:
+    with redis_servers.running() as server:
+        yield server
+
+
 def test_what_one_process_writes_reaches_the_windows_of_another(
-    make_site: Callable[..., Site], window: Callable[..., Window]
+    redis: redis_servers.Server, make_site: Callable[..., Site], window: Callable[..., Window]
 ) -> None:
-    redis = redis_servers.shared("redis")
     sites = [make_site(store=redis.store(), secret="s" * 32) for _ in range(2)]
     ann, bob = window(sites[0]).enter("Acme", "Ann"), window(sites[1]).enter("Acme", "Bob")
     globex = window(sites[1]).enter("Globex", "Ann")
