@@ -45,6 +45,17 @@ if sys.version_info >= (3, 12):
 
 BACKENDS = {**_ASYNCIO, "trio": ("trio", {})}
 """What async tests run on, unless they take the fixture ``asyncio_only`` or ``trio_only``."""
+LOOPS = ("none", "asyncio-debug", "uvloop", "asyncio-eager", "trio")
+"""All that there are, on one Python or another."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option that runs a part of the tests."""
+    parser.addoption(
+        "--on",
+        metavar="LOOP,...",
+        help=f"run the tests that are on one of these event loops: {', '.join(LOOPS)}",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -99,15 +110,22 @@ async def nothing_left_bound() -> AsyncIterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a parameter's attribute ``only_on`` does not name: not every server must be tried on every loop."""
+    """Leave out what ``--on`` does not name, and what a parameter's attribute ``only_on`` does not.
+
+    Not every server must be tried on every loop.
+    """
+    chosen = {name for name in (config.getoption("on") or "").split(",") if name}
+    if not chosen <= {*LOOPS}:
+        message = f"--on takes {', '.join(LOOPS)}"
+        raise pytest.UsageError(message)
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
     for item in items:
         values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        loop = next((name for name, kind in BACKENDS.items() if values.get("anyio_backend") == kind), "none")
         classes: list[type] = [value for value in values.values() if type(value) is type]  # others are hostile, some
         only: list[list[str]] = [kind.only_on for kind in classes if hasattr(kind, "only_on")]  # type: ignore[attr-defined]
-        loops = [BACKENDS[name] for names in only for name in names]
-        wanted = not loops or "anyio_backend" not in values or values["anyio_backend"] in loops
+        wanted = (not chosen or loop in chosen) and (loop == "none" or all(loop in names for names in only))
         (kept if wanted else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
