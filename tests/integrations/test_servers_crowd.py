@@ -261,7 +261,7 @@ async def test_a_request_without_identity_is_refused(running: Running) -> None:
 @async_test
 async def test_a_pipelined_request_without_identity_is_not_taken_for_the_one_before(running: Running) -> None:
     """Some servers, daphne among them, run it in what the one before has left."""
-    target = b"/open?gate=%d" % next(_numbers)
+    target = f"/open?gate={a_name()}".encode()
     with Wire(running.server.port) as wire:
         wire.send(request(b"x-tenant-id: acme", b"x-user-id: ann", target=target) + request(target=target))
         first, second = wire.response(), wire.response()
