@@ -46,8 +46,9 @@ class Identity(_Frozen, _IdentityFields):
         tenant: the tenant's identifier, not empty.
         user: the user's identifier inside the tenant, not empty; ``None`` for the tenant itself.
         claims: what else the proof says; JSON.
-        expires_at: when the proof ends, in seconds since the epoch; ``None`` for never. It is kept; nothing ends with
-            it by itself.
+        expires_at: when the proof ends, in seconds since the epoch; ``None`` for never. `ContextMiddleware` then closes
+            a WebSocket with 4401, and opens none any more. A request that has begun goes on, and whether one still
+            may begin is for the extractor to say.
 
     Raises:
         TypeError: an argument is of the wrong type.

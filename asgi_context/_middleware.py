@@ -83,8 +83,8 @@ class ContextMiddleware:
         store: where shared state is kept; without one, a `MemoryStore` of this middleware's own.
         resources: factories by type, for `current_resource`: each takes the `RequestContext` and returns the object, an
             awaitable of it, or a context manager that gives it; generator functions do as well.
-        pools: named pools of threads for `run_in_pool`: a number of threads, or a `Pool`. A job may wait for jobs of
-            the pools that stand after its own.
+        pools: named pools for `run_in_pool`: a number of threads, or a `Pool`, of threads or of processes. A job may
+            wait for jobs of the pools that stand after its own.
         close_timeout: how long closing one resource may take, and at the end of the lifespan one pool, in seconds.
         on_reject: takes the `RequestRejected` and the scope, and returns an ASGI app that gives another answer, in
             terms of HTTP also for a WebSocket, or ``None`` for the usual one.

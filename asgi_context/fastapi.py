@@ -2,17 +2,29 @@
 
 ::
 
+    open_to_all = {"/docs", "/openapi.json"}
     app = FastAPI()
-    app.add_middleware(ContextMiddleware, identity=JWTAuth(...), exempt=lambda scope: scope["path"] in DOCS)
+    app.add_middleware(ContextMiddleware, identity=JWTAuth(...), exempt=lambda scope: scope["path"] in open_to_all)
     document_context(app)
 
     @app.get("/me")
     async def get_me(context: CurrentContext, state: CurrentState): ...
 
+===================  ====================================  ======================
+parameter            what it is given                      its dependency
+===================  ====================================  ======================
+`CurrentContext`     the context: tenant, user and so on   `get_context`
+`OptionalContext`    the context, or ``None``              `get_optional_context`
+`CurrentState`       the shared state of whoever asks      `get_state`
+===================  ====================================  ======================
+
+They cost no thread. In WebSocket endpoints they are those of the connection; who sent a message, `current_context`
+tells. Tests replace the dependencies in ``app.dependency_overrides``.
+
 Where nothing is bound, as on exempt paths, `CurrentContext` and `CurrentState` raise `ContextNotBoundError`: a 500
 whose traceback says what to do, unless the app has an exception handler for it. `OptionalContext` is ``None`` there.
 
-The pages of the documentation (``/docs``, ``/openapi.json``) are requests as all others: let them be exempt, or nobody
+The pages of the documentation (``/docs``, ``/openapi.json``) are requests like any other: let them be exempt, or nobody
 without an identity sees them.
 """
 
@@ -114,7 +126,7 @@ get_state: Final = _State(_REQUIRED)
 CurrentContext: TypeAlias = Annotated[RequestContext, Depends(get_context)]
 """The context, as a parameter of an endpoint, of HTTP or WebSocket, or of a dependency.
 
-Of a WebSocket, it is that of the connection: whose a message is, `current_context` tells.
+Of a WebSocket, it is that of the connection: who sent a message, `current_context` tells.
 """
 OptionalContext: TypeAlias = Annotated[RequestContext | None, Depends(get_optional_context)]
 """The context, or ``None`` where nothing is bound: for exempt paths, and with ``missing="unbound"``."""
@@ -155,8 +167,8 @@ def document_context(
     That is read from the extractors that `ContextMiddleware` was given: headers, parameters and cookies as API keys,
     tokens of `JWTAuth` as a bearer scheme; what stands in the URL anyway, nothing. Tenant and user are needed together,
     of `first_of` any, of `agree` the proof. So "Authorize" in Swagger UI works, and with it "Try it out". Refusals are
-    described as well, unless there is an ``on_reject``. An endpoint that calls `current_context` itself is told of by
-    ``dependencies=[Depends(get_context)]``, as are whole routers.
+    described as well, unless there is an ``on_reject``. An endpoint or a router whose functions call `current_context`
+    themselves is documented by ``dependencies=[Depends(get_context)]``.
 
     Call it once, after ``app.add_middleware(ContextMiddleware, ...)``.
 

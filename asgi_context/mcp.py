@@ -1,10 +1,16 @@
-"""For servers of the MCP Python SDK, over streamable HTTP: whose a session is, and whose the events that it can replay.
+"""MCP Python SDK, servers over streamable HTTP: sessions, and the events they can replay, are their owner's alone.
+
+::
+
+    app = ContextMiddleware(OwnedSessions(server.streamable_http_app()), identity=JWTAuth(...))
 
 The SDK runs each tool, resource and prompt in the context of the HTTP request that asked for it, also in a session that
-another request has opened, so `current_context` tells who asks now, in threads as well. Two things it leaves open. Who
-knows the id of somebody else's session can speak in it, read what is sent over it, and end it, unless the SDK has
-checked a token itself. And what an event store keeps is filed by the numbers of requests, which every client counts
-from the same start. Hence `OwnedSessions` and `OwnedEvents`.
+another request has opened, so `current_context` tells who asks now, in threads as well. It leaves two things open:
+
+- Whoever knows the id of somebody else's session can speak in it, read what is sent over it, and end it, unless the SDK
+  has checked a token itself. `OwnedSessions` makes each session that of who opened it.
+- What an event store keeps is filed by the numbers of requests, which every client counts from the same start.
+  `OwnedEvents` keeps the events of each tenant's user apart.
 """
 
 from dataclasses import replace

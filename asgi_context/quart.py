@@ -1,4 +1,15 @@
-"""For Quart: the middleware as an extension."""
+"""Quart: the middleware as an extension.
+
+::
+
+    app = Quart(__name__)
+    QuartContext(app, tenant=from_header("x-tenant-id"), user=from_header("x-user-id"))
+
+or, where the app is made by a function, ``context = QuartContext(tenant=...)`` and there ``context.init_app(app)``.
+
+Quart reads a WebSocket in another task than that of its handler. So the context is that of the connection, and messages
+that say who sent them are handled in a block of `asgi_context.message_context`.
+"""
 
 from typing import Any, Final
 
@@ -12,15 +23,15 @@ _NAME: Final = "asgi_context"  # in `Quart.extensions`
 
 
 class QuartContext:
-    """Wraps Quart apps in `ContextMiddleware`, as their extensions do it: at once, or later by `init_app`.
+    """Wraps Quart apps in `ContextMiddleware`, like other extensions: at once, or later by `init_app`.
 
     Every handler, hook, sync function in a thread, background task and WebSocket of the app then knows on whose behalf
-    it runs. Hooks for the serving itself, such as ``before_serving``, run for nobody. What wraps ``app.asgi_app`` later
+    it runs. Hooks of serving itself, such as ``before_serving``, run for nobody. What wraps ``app.asgi_app`` later
     stands outside. The middleware is in ``app.extensions["asgi_context"]``.
 
     Args:
         app: the app; without one, `init_app` is given it.
-        **options: those of `ContextMiddleware`. A store given here is that of all the apps.
+        **options: those of `ContextMiddleware`. A store that is given here is shared by all the apps.
 
     Raises:
         TypeError: an option is of the wrong type or unknown, options do not go together, or the app is not Quart's.

@@ -8,7 +8,7 @@ message says whose it is, and the agent that blocks in a thread, the tools that 
 threads, ask the context. The second half are two tenants, of whom each has two users on one connection; what these say
 and are told is printed as one timeline. Exit status 1 if anybody's answer was not their own.
 
-What it needs: pip install "asgi-tenant-context[examples,tools]"; for --redis, also "asgi-tenant-context[redis]"
+What it needs, in the checkout: pip install ".[examples,tools]"; for --redis, also ".[redis]"
 """
 
 import argparse

@@ -7,7 +7,7 @@ The tenant is known from outside. `request.user` is found out by Django's own mi
 call. It is bound no more when a streamed answer is read: what that needs is to be asked for in the view. With Channels,
 whose authentication can stand outside of `ContextMiddleware`, `user=from_scope("user", "username")` does it.
 
-What it needs: pip install asgi-tenant-context "django>=5.2" "channels>=4.2" uvicorn websockets
+What it needs, in the checkout: pip install . "django>=5.2" "channels>=4.2" uvicorn websockets
 """
 
 import argparse

@@ -6,7 +6,7 @@ Every user has a profile, which nobody else can reach, and a WebSocket that tell
 book, which is signed after the answer. Who names no tenant is refused before the app is called. ``/`` and ``/docs`` are
 for everybody, and "Authorize" there asks for the two headers.
 
-What it needs: pip install "asgi-tenant-context[examples]"
+What it needs, in the checkout: pip install ".[examples]"
 """
 
 import socket

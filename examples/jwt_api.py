@@ -8,7 +8,7 @@ stands for the two issuers, and for those who would like to be one. The third pa
 over WebSockets, and compares every answer. A client is told a code and a fixed text; what was wrong with a token in
 particular stands in the server's log alone.
 
-What it needs: pip install "asgi-tenant-context[examples]"
+What it needs, in the checkout: pip install ".[examples]"
 """
 
 import argparse

@@ -9,7 +9,7 @@ tenant is refused before the app is called.
 In ``Litestar(middleware=[DefineMiddleware(ContextMiddleware, ...)])``, Litestar makes one for each handler, each with
 pools and a default store of its own, and hands it no lifespan: so it is better mounted around.
 
-What it needs: pip install "asgi-tenant-context[examples]"
+What it needs, in the checkout: pip install ".[examples]"
 """
 
 import socket

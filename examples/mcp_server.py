@@ -7,7 +7,7 @@ The SDK runs a tool in the context of the HTTP request that asked for it, in a l
 sees to it that the id of a session is worth nothing to anybody but who opened it, and `OwnedEvents`, around an event
 store if you have one, that nobody replays what somebody else was sent.
 
-What it needs: pip install "asgi-tenant-context[mcp]" uvicorn
+What it needs, in the checkout: pip install ".[mcp]" uvicorn
 """
 
 import argparse

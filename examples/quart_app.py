@@ -5,7 +5,7 @@
 Everybody writes on a board of their own; the tenant's board is what all its users have written. Only the gateway opens
 WebSockets: each of their messages says who writes.
 
-What it needs: pip install "asgi-tenant-context[quart]" uvicorn websockets
+What it needs, in the checkout: pip install ".[quart]" uvicorn websockets
 """
 
 import argparse

@@ -8,7 +8,7 @@ it is handed a tenant or a user. The second half are the app's users, who send H
 WebSockets of a gateway. In every tenant they have the same names and write states of the same names, so that whatever
 is mixed up shows.
 
-What it needs: pip install "asgi-tenant-context[examples]"
+What it needs, in the checkout: pip install ".[examples]"
 """
 
 import argparse

@@ -4,7 +4,7 @@ Each wraps an app. What stands in capitals is an example's: put in your own. The
 particulars are those of the sources' own documents; the tests run each with tokens, headers and tables as these make
 them.
 
-What it needs: pip install "asgi-tenant-context[examples]"
+What it needs, in the checkout: pip install ".[examples]"
 """
 
 import hashlib

@@ -6,7 +6,7 @@ Every user has notes, which nobody else can reach; a tenant's users share a coun
 answer. A WebSocket carries messages of several users of a tenant, each of which is bound as it is read. Who names no
 tenant is refused before the app is called.
 
-What it needs: pip install "asgi-tenant-context[examples]"
+What it needs, in the checkout: pip install ".[examples]"
 """
 
 import socket

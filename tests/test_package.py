@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn, get_origin
 
 import pytest
 from driver import Exchange, websocket
+from matrix import FRAMEWORKS, SERVERS
 from resources import turns
 
 import asgi_context
@@ -359,6 +360,24 @@ def test_the_links_of_the_documents_lead_somewhere(document: str) -> None:
         there = here.parent / path if path else here
         assert there.exists(), link
         assert not anchor or anchor in anchors(there), link
+
+
+def table(document: str, heading: str) -> dict[str, str]:
+    """The rows of a table below a heading, by their first cells, without links."""
+    below = (ROOT / document).read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.*?) \| (.*) \|$", below, re.MULTILINE)
+    return {re.sub(r"\[(.*)\]\(.*\)", r"\1", first): rest for first, rest in rows}
+
+
+def test_the_readme_has_every_framework_and_server_that_is_tested() -> None:
+    frameworks = {name.partition(" ")[0] for name in table("README.md", "Frameworks")}
+    assert frameworks - {"Framework", "---", "any"} == set(FRAMEWORKS)
+    servers = table("README.md", "Servers")
+    assert servers.keys() - {"Server", "---"} == {row.partition(",")[0] for row in SERVERS}
+    for row in SERVERS:
+        name, *variant = row.removesuffix(", Redis").split(", ")
+        variants = re.sub(r" \(.*?\)", "", servers[name].partition(" | ")[0])
+        assert set(variant) <= set(re.split("[;,] ", variants)), row
 
 
 def test_the_guide_lists_every_example() -> None:

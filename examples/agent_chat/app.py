@@ -4,8 +4,8 @@
     python examples/agent_chat/app.py --redis redis://localhost:6379   the same in Redis, for any number of processes
     python -m uvicorn --app-dir examples/agent_chat --factory app:make_app
 
-The README beside this file says what to look at. What it needs: pip install
-"asgi-tenant-context[examples,fastapi,tools]"; for --redis, also "asgi-tenant-context[redis]"
+The README beside this file says what to look at. What it needs, in the checkout: pip install
+".[examples,fastapi,tools]"; for --redis, also ".[redis]"
 """
 
 import argparse

@@ -37,7 +37,9 @@ from servers import (
     ServerThread,
     UvicornHttptoolsWebsocketsUvloop,
     UvicornWebsockets,
+    Wire,
     parameters,
+    request,
     serving,
 )
 
@@ -254,6 +256,18 @@ async def test_a_request_without_identity_is_refused(running: Running) -> None:
     assert answer.status_code == 400
     assert answer.headers.get_list("content-type") == ["application/problem+json"]
     assert answer.json() == REFUSED
+
+
+@async_test
+async def test_a_pipelined_request_without_identity_is_not_taken_for_the_one_before(running: Running) -> None:
+    """Some servers, daphne among them, run it in what the one before has left."""
+    target = f"/open?gate={a_name()}".encode()
+    with Wire(running.server.port) as wire:
+        wire.send(request(b"x-tenant-id: acme", b"x-user-id: ann", target=target) + request(target=target))
+        first, second = wire.response(), wire.response()
+
+    assert first.json()[:2] == ["acme", "ann"]
+    assert (second.status, second.json()) == (400, REFUSED)
 
 
 @async_test
