@@ -524,7 +524,10 @@ def test_and_may_say_otherwise_where_it_can() -> None:
     assert ways[0]["OAuth2PasswordBearer"]["type"] == "oauth2"
 
 
-@pytest.mark.parametrize("extractor", [by_function, from_scope("user", "tenant"), ByTable(tenant="acme")], ids=repr)
+UNTOLD = [by_function, from_scope("user", "tenant"), ByTable(tenant="acme"), from_header("x-tenant", trusted="::/0")]
+
+
+@pytest.mark.parametrize("extractor", UNTOLD, ids=repr)
 def test_where_nobody_says_it_an_error_tells_how(extractor: Any) -> None:
     with pytest.raises(ValueError, match=r"it cannot be told what a client must send for .*schemes=\{that extractor: "):
         documented(tenant=extractor)
