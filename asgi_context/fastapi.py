@@ -175,7 +175,7 @@ def document_context(
     if not isinstance(app, FastAPI):
         message = f"document_context takes the FastAPI app, and what stands around it as outer=, not {app!r}"
         raise TypeError(message)
-    mounted = _mounted(app, outer)
+    mounted = list(_mounted(app, outer))
     if not mounted:
         message = "app.add_middleware(ContextMiddleware, ...) first, or say by outer= what the app is wrapped by"
         raise ValueError(message)
@@ -195,19 +195,17 @@ def document_context(
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's manual names
 
 
-def _mounted(app: FastAPI, outer: ContextMiddleware | Starlette | None) -> list[ContextMiddleware]:
+def _mounted(app: FastAPI, outer: ContextMiddleware | Starlette | None) -> Iterator[ContextMiddleware]:
     """Find the middlewares that requests pass, or others like them."""
-    found: list[ContextMiddleware] = []
     around: object = outer
     while isinstance(around, ContextMiddleware):
-        found.append(around)
+        yield around
         around = around.app
     for each in (around, None if around is app else app):
-        for middleware in each.user_middleware if isinstance(each, Starlette) else ():
+        for middleware in cast("list[Any]", each.user_middleware) if isinstance(each, Starlette) else []:
             if isinstance(middleware.cls, type) and issubclass(middleware.cls, ContextMiddleware):
-                # Starlette makes its own later; a subclass may have options that are not told here.
-                found.append(middleware.cls(app, *middleware.args, **middleware.kwargs))
-    return found
+                # Starlette makes its own later; which options a subclass has by itself, only one that is made tells.
+                yield middleware.cls(app, *middleware.args, **middleware.kwargs)
 
 
 class _Told:
