@@ -394,6 +394,49 @@ def test_a_tool_that_outlives_its_request_keeps_whose_it_was(visit: Visit) -> No
     assert gate.notes == [named(ANN), "ended", named(ANN)]
 
 
+# Streams that stand
+
+
+def listen_on_a_session(session: Session) -> Any:
+    return session.get()
+
+
+def listen_to_subscriptions(session: Session) -> Any:
+    """As by the protocol that has no sessions."""
+    version, method = "2026-07-28", "subscriptions/listen"
+    about = {"protocolVersion": version, "clientCapabilities": {}, "clientInfo": HELLO["clientInfo"]}
+    meta = {f"io.modelcontextprotocol/{name}": value for name, value in about.items()}
+    params = {"notifications": {"toolsListChanged": True}, "_meta": meta}
+    content = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    headers = {**session.headers_of(None, {"mcp-method": method}), "mcp-protocol-version": version}
+    return session.http.stream("POST", session.url, json=content, headers=headers)
+
+
+@pytest.mark.parametrize("listen", [listen_on_a_session, listen_to_subscriptions])
+def test_a_stream_that_stands_ends_when_the_identity_expires(visit: Visit, listen: Any) -> None:
+    """Its client sees the end of an answer, and has to come with a new proof. The session is there still."""
+    expires_at = 1000.0
+    identity = Identity("acme", "ann", expires_at=expires_at)
+    app = OwnedSessions(make_server().streamable_http_app(), now=lambda: expires_at - 0.1)
+    with serving(UvicornHttptoolsUvloop, ContextMiddleware(app, identity=lambda _: identity), lifespan=True) as server:
+        session = visit(url_of(server), {})
+        with listen(session) as stream:
+            assert stream.status_code == 200
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            stream.read()
+        assert session.tool("on_loop") == named(ANN)
+
+
+def test_one_that_ends_before_ends_as_ever(visit: Visit) -> None:
+    app = OwnedSessions(make_server().streamable_http_app(), now=lambda: 0)
+    identity = Identity("acme", "ann", expires_at=1000.0)
+    with serving(UvicornHttptoolsUvloop, ContextMiddleware(app, identity=lambda _: identity), lifespan=True) as server:
+        session, other = visit(url_of(server), {}), visit(url_of(server), {})
+        with listen_on_a_session(session) as stream:
+            assert other.http.delete(session.url, headers=session.headers_of(None, {})).status_code == 200
+            stream.read()
+
+
 # Streams that are taken up again
 
 
