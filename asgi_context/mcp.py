@@ -43,8 +43,8 @@ class OwnedSessions:
     request is refused with 403: what is bound is not to pass for that authentication.
 
     A stream on which the server may speak at any time, that of a session or of ``subscriptions/listen``, ends when the
-    identity expires that asked for it, as a WebSocket does. A call that runs by then is answered, as any request is. What a server publishes to
-    ``subscriptions/listen`` reaches all who listen for that URI, of whatever tenant.
+    identity expires that asked for it, as a WebSocket does. A call that runs by then is answered, as any request is.
+    What a server publishes to ``subscriptions/listen`` reaches all who listen for that URI, of whatever tenant.
 
     Args:
         app: the ASGI app that the SDK makes, or another that it is mounted in.

@@ -490,15 +490,39 @@ def listen_to_subscriptions(session: Session) -> Any:
 @pytest.mark.parametrize("listen", [listen_on_a_session, listen_to_subscriptions])
 def test_a_stream_that_stands_ends_when_the_identity_expires(visit: Visit, listen: Any) -> None:
     """Its client sees the end of an answer, and has to come with a new proof. The session is there still."""
-    expires_at = 1000.0
+    expires_at, time = 1000.0, 0.0
+    sdk = make_server().streamable_http_app()
+
+    async def until_it_stands(scope: Any, receive: Any, send: Any) -> None:
+        stands, asked = asyncio.Event(), False
+
+        async def receive_later() -> Any:
+            nonlocal asked
+            if asked:  # for the client's end: what it has sent is there
+                await stands.wait()
+            message = await receive()
+            asked = message["type"] == "http.request" and not message.get("more_body", False)
+            return message
+
+        async def send_noting(message: Any) -> None:
+            nonlocal time
+            await send(message)
+            if b"x-stands" in dict(scope.get("headers", ())):
+                time = expires_at
+            stands.set()
+
+        await sdk(scope, receive_later, send_noting)
+
     identity = Identity("acme", "ann", expires_at=expires_at)
-    app = OwnedSessions(make_server().streamable_http_app(), now=lambda: expires_at - 0.1)
-    with serving(UvicornHttptoolsUvloop, ContextMiddleware(app, identity=lambda _: identity), lifespan=True) as server:
+    app = ContextMiddleware(OwnedSessions(until_it_stands, now=lambda: time), identity=lambda _: identity)
+    with serving(UvicornHttptoolsUvloop, app, lifespan=True) as server:
         session = visit(url_of(server), {})
+        session.headers = {"x-stands": "1"}
         with listen(session) as stream:
             assert stream.status_code == 200
             assert stream.headers["content-type"].startswith("text/event-stream")
             stream.read()
+        session.headers = {}
         assert session.tool("on_loop") == named(ANN)
 
 
