@@ -46,7 +46,6 @@ from asgi_context._extract import Extractor
 from asgi_context._extract._step import BuiltIn, Sent
 from asgi_context._identity import RequestContext
 from asgi_context._middleware import ContextMiddleware
-from asgi_context._options import source_of
 from asgi_context._state import SharedState, current_state
 
 __all__ = [
@@ -174,11 +173,11 @@ def document_context(
 
     Args:
         app: the app.
-        outer: what stands around the app and has the middleware, where the app has none of its own: the
-            `ContextMiddleware` that wraps it, or the app that it is mounted in.
-        schemes: for extractors that cannot tell, such as functions and `from_scope`, and in place of what others tell:
-            a security scheme of FastAPI for each, or several that are needed together; none where there is nothing to
-            send, as where a gateway sets a header.
+        outer: what stands around the app and has the middleware, or another: the `ContextMiddleware` that wraps it, or
+            the app that it is mounted in.
+        schemes: for extractors that cannot tell, such as functions, `from_scope`, and headers with ``trusted=``, and in
+            place of what others tell: a security scheme of FastAPI for each, or several that are needed together; none
+            where there is nothing to send, as where a gateway sets a header.
 
     Raises:
         TypeError: ``app`` is no FastAPI app, or something stands in ``schemes`` that is no security scheme.
@@ -188,33 +187,37 @@ def document_context(
     if not isinstance(app, FastAPI):
         message = f"document_context takes the FastAPI app, and what stands around it as outer=, not {app!r}"
         raise TypeError(message)
-    mounted = list(_mounted(app) if outer is None else _mounted(outer))
+    mounted = list(_mounted(app, outer))
     if not mounted:
         message = "app.add_middleware(ContextMiddleware, ...) first, or say by outer= what the app is wrapped by"
         raise ValueError(message)
     told = _Told(schemes or {})
-    ways = _together(told.ways(source) for source, _ in mounted if source is not None)
+    ways = _together(told.ways(each._source) for each in mounted if each._source is not None)  # noqa: SLF001 - ours
     told.check()
-    refuses = not any(answers for _, answers in mounted)
+    # Whoever sends none of it gets to an endpoint only where none of them refuses that, or there are exempt paths.
+    strict = any(each._absent is not None and each._exempt is None for each in mounted)  # noqa: SLF001 - ours
+    refuses = all(each._on_reject is None for each in mounted)  # noqa: SLF001 - ours
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        _put_in(document, ways, refuses=refuses)
+        _put_in(document, ways, strict=strict, refuses=refuses)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI's manual names
 
 
-def _mounted(app: ContextMiddleware | Starlette) -> Iterator[tuple[Extractor | None, bool]]:
-    """Find the sources of identities, and whether each middleware gives other answers than the usual."""
-    if isinstance(app, ContextMiddleware):
-        yield app._source, app._on_reject is not None  # noqa: SLF001 - ours
-        return
-    for middleware in app.user_middleware:
-        if isinstance(middleware.cls, type) and issubclass(middleware.cls, ContextMiddleware):
-            options: list[Any] = [middleware.kwargs.get(name) for name in ("identity", "tenant", "user", "message")]
-            yield source_of(*options), middleware.kwargs.get("on_reject") is not None
+def _mounted(app: FastAPI, outer: ContextMiddleware | Starlette | None) -> Iterator[ContextMiddleware]:
+    """Find the middlewares that requests pass, or others like them."""
+    around: object = outer
+    while isinstance(around, ContextMiddleware):
+        yield around
+        around = around.app
+    for each in (around, None if around is app else app):
+        for middleware in cast("list[Any]", each.user_middleware) if isinstance(each, Starlette) else []:
+            if isinstance(middleware.cls, type) and issubclass(middleware.cls, ContextMiddleware):
+                # Starlette makes its own later; which options a subclass has by itself, only one that is made tells.
+                yield middleware.cls(app, *middleware.args, **middleware.kwargs)
 
 
 class _Told:
@@ -272,7 +275,7 @@ def _scheme(sent: Sent) -> SecurityBase:
     return _API_KEYS[sent.place](name=sent.name, scheme_name=sent.name)
 
 
-def _put_in(document: dict[str, Any], ways: list[_Way], *, refuses: bool) -> None:
+def _put_in(document: dict[str, Any], ways: list[_Way], *, strict: bool, refuses: bool) -> None:
     """Put what is needed in place of what FastAPI has listed for the dependencies; a second time, there is nothing."""
     components = document.get("components", {})
     schemes: dict[str, Any] = components.get("securitySchemes", {})
@@ -286,7 +289,7 @@ def _put_in(document: dict[str, Any], ways: list[_Way], *, refuses: bool) -> Non
     if refuses:
         components.setdefault("responses", {})[_REFUSAL] = deepcopy(_PROBLEM)
     for operation in _operations(document):
-        operation["security"] = _security(operation["security"], needed)
+        operation["security"] = _security(operation["security"], needed, strict=strict)
         if operation["security"] == [{}]:
             del operation["security"]
         if refuses:
@@ -296,12 +299,12 @@ def _put_in(document: dict[str, Any], ways: list[_Way], *, refuses: bool) -> Non
 _Requirement: TypeAlias = dict[str, list[str]]
 
 
-def _security(listed: list[_Requirement], needed: list[list[str]]) -> list[_Requirement]:
+def _security(listed: list[_Requirement], needed: list[list[str]], *, strict: bool) -> list[_Requirement]:
     """Say what is needed where this was listed. Each entry is an alternative (OpenAPI 3.1, section 4.8.30)."""
     own = [requirement for requirement in listed if not _is_ours(requirement)]
     scopes = {name: scopes for requirement in listed for name, scopes in requirement.items() if name in _OURS}
     security: list[_Requirement] = []
-    for way in needed if _REQUIRED in scopes else [*filter(None, needed), []]:
+    for way in needed if strict or _REQUIRED in scopes else [*filter(None, needed), []]:
         # FastAPI lists all dependencies as alternatives. Whatever the others are, ours is needed with any of them.
         for other in own or [{}]:
             requirement = {name: scopes.get(_REQUIRED, scopes.get(_OPTIONAL, [])) for name in way} | other

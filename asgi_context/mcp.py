@@ -13,10 +13,13 @@ another request has opened, so `current_context` tells who asks now, in threads 
   `OwnedEvents` keeps the events of each tenant's user apart.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from typing import Final
 
+import anyio
 from mcp.server.auth.middleware.auth_context import AuthContextMiddleware
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
@@ -26,7 +29,7 @@ from mcp_types import JSONRPCMessage
 from asgi_context._context import current_context
 from asgi_context._identity import RequestContext
 from asgi_context._respond import problem
-from asgi_context._types import ASGIApp, Receive, Scope, Send
+from asgi_context._types import ASGIApp, Message, Receive, Scope, Send
 from asgi_context.errors import RequestRejected
 
 __all__ = ["OwnedEvents", "OwnedSessions"]
@@ -45,17 +48,23 @@ class OwnedSessions:
     of the token's client and subject. Where an authentication around it has found nobody, yet somebody is bound, the
     request is refused with 403: what is bound is not to pass for that authentication.
 
+    A stream on which the server may speak at any time, that of a session or of ``subscriptions/listen``, ends when the
+    identity expires that asked for it, as a WebSocket does. A call that runs by then is answered, as any request is.
+    What a server publishes to ``subscriptions/listen`` reaches all who listen for that URI, of whatever tenant.
+
     Args:
         app: the ASGI app that the SDK makes, or another that it is mounted in.
+        now: the time, in seconds since the epoch.
 
     Raises:
         TypeError: it cannot be called.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, now: Callable[[], float] = time.time) -> None:
         if not callable(app):
             message = f"app must be an ASGI app, not {type(app).__qualname__}"
             raise TypeError(message)
+        self._now = now
         self._app = AuthContextMiddleware(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +83,38 @@ class OwnedSessions:
                 scope["user"] = _user_of(context)
             else:
                 app = problem(RequestRejected(403, "user_mismatch"))
-        await app(scope, receive, send)
+        expires_at = None if context is None else context._expires_at  # noqa: SLF001 - ours
+        if expires_at is None or not _stands(scope):
+            await app(scope, receive, send)
+        else:
+            await self._until(expires_at, app, scope, receive, send)
+
+    async def _until(self, expires_at: float, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        expired = unfinished = False
+
+        async def receive_until() -> Message:
+            nonlocal expired
+            with anyio.move_on_after(max(expires_at - self._now(), 0)):
+                return await receive()
+            expired = True
+            return {"type": "http.disconnect"}
+
+        async def send_noting(message: Message) -> None:
+            nonlocal unfinished
+            unfinished = message["type"] == "http.response.start" or message.get("more_body", False)
+            await send(message)
+
+        await app(scope, receive_until, send_noting)
+        if expired and unfinished:  # the SDK believes that the client has gone: to it, it is an answer that is complete
+            await send({"type": "http.response.body"})
+
+
+def _stands(scope: Scope) -> bool:
+    # The SDK refuses what has one of these headers twice, or names another method in its body.
+    headers = dict(scope["headers"])
+    if scope["method"] == "GET":
+        return b"mcp-session-id" in headers
+    return headers.get(b"mcp-method") == b"subscriptions/listen"
 
 
 def _user_of(context: RequestContext) -> AuthenticatedUser:

@@ -38,8 +38,9 @@ class FromHeader(_Source):
     def __init__(self, name: str, trusted: Trusted | None, valid: Valid | None) -> None:
         super().__init__("from_header", name, valid)
         self._name = header_name(name, "from_header: name")
-        self.ways = ((Sent("header", self._name.decode()),),)
         self._trust = None if trusted is None else Trust(trusted)
+        if trusted is None:  # else whoever is trusted sets it, and what that one asks for is not known here
+            self.ways = ((Sent("header", self._name.decode()),),)
 
     @property
     def plain(self) -> bool:

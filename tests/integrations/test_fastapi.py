@@ -391,7 +391,7 @@ def test_who_sends_all_that_it_says_is_let_in_and_who_leaves_out_any_of_it_is_no
 
 
 def test_endpoints_that_take_neither_say_nothing() -> None:
-    app = documented(**SOURCES)
+    app = documented(**SOURCES, exempt=lambda scope: scope["path"] == "/optional")
 
     @app.get("/plain")
     async def plain() -> None: ...
@@ -409,6 +409,21 @@ def test_endpoints_that_take_neither_say_nothing() -> None:
     assert [security(app, path) for path in paths] == [[needed], None, [needed, {}], [needed], [needed]]
     assert set(document_of(app)["paths"]) == set(paths)
     assert set(document_of(app)["paths"]["/plain"]["get"]["responses"]) == {"200"}
+
+
+def test_what_is_optional_is_not_where_nobody_gets_there_without_it() -> None:
+    needed = {"x-tenant-id": TENANT, "x-user-id": USER}
+
+    async def optional(context: OptionalContext) -> None: ...
+
+    app = documented(**SOURCES, endpoint=optional)
+    assert (security(app), TestClient(app).get("/").status_code) == ([needed], 400)
+    app = documented(**SOURCES, endpoint=optional, missing="unbound")
+    assert (security(app), TestClient(app).get("/").status_code) == ([needed, {}], 200)
+    app = bound_app(**SOURCES, missing="unbound")
+    app.get("/")(optional)
+    document_context(app, outer=(outer := ContextMiddleware(app, **SOURCES)))
+    assert (security(app), TestClient(outer).get("/").status_code) == ([needed], 400)
 
 
 def test_a_document_without_such_endpoints_is_left_as_it_is() -> None:
@@ -524,7 +539,10 @@ def test_and_may_say_otherwise_where_it_can() -> None:
     assert ways[0]["OAuth2PasswordBearer"]["type"] == "oauth2"
 
 
-@pytest.mark.parametrize("extractor", [by_function, from_scope("user", "tenant"), ByTable(tenant="acme")], ids=repr)
+UNTOLD = [by_function, from_scope("user", "tenant"), ByTable(tenant="acme"), from_header("x-tenant", trusted="::/0")]
+
+
+@pytest.mark.parametrize("extractor", UNTOLD, ids=repr)
 def test_where_nobody_says_it_an_error_tells_how(extractor: Any) -> None:
     with pytest.raises(ValueError, match=r"it cannot be told what a client must send for .*schemes=\{that extractor: "):
         documented(tenant=extractor)
@@ -567,12 +585,54 @@ def test_so_is_an_app_that_this_one_is_mounted_in(framework: Any) -> None:
     assert TestClient(outer).get("/sub/openapi.json", headers=ANN).json()["servers"] == [{"url": "/sub"}]
 
 
-def test_of_several_middlewares_all_must_be_satisfied() -> None:
+def by_a_middleware_of_its_own(app: FastAPI, outer: dict[str, Any]) -> Any:
+    app.add_middleware(ContextMiddleware, **outer)
+
+
+def by_one_around_the_app(app: FastAPI, outer: dict[str, Any]) -> Any:
+    return ContextMiddleware(app, **outer)
+
+
+def by_the_app_that_it_is_mounted_in(app: FastAPI, outer: dict[str, Any]) -> Any:
+    parent = FastAPI(routes=[Mount("/sub", app)])
+    parent.add_middleware(ContextMiddleware, **outer)
+    return parent
+
+
+def by_one_around_that(app: FastAPI, outer: dict[str, Any]) -> Any:
+    return ContextMiddleware(FastAPI(routes=[Mount("/sub", app)]), **outer)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [by_a_middleware_of_its_own, by_one_around_the_app, by_the_app_that_it_is_mounted_in, by_one_around_that],
+)
+def test_of_several_middlewares_all_must_be_satisfied(wrap: Any) -> None:
     app = bound_app(identity=jwt_auth())
     app.get("/")(in_task)
-    app.add_middleware(ContextMiddleware, **SOURCES)
-    document_context(app)
+    document_context(app, outer=wrap(app, SOURCES))
     assert security(app) == [{"x-tenant-id": TENANT, "x-user-id": USER, "JWT": BEARER}]
+
+
+def test_also_of_those_that_stand_around_each_other() -> None:
+    app = FastAPI()
+    app.get("/")(in_task)
+    parent = by_the_app_that_it_is_mounted_in(app, {"tenant": query})
+    document_context(app, outer=ContextMiddleware(ContextMiddleware(parent, identity=jwt_auth()), **SOURCES))
+    ways = security(app)
+    assert ways == [{"x-tenant-id": TENANT, "x-user-id": USER, "JWT": BEARER, "tenant": key("query", "tenant")}]
+
+
+def test_of_one_that_has_its_options_by_itself_they_are_found_too() -> None:
+    class Own(ContextMiddleware):
+        def __init__(self, app: Any) -> None:
+            super().__init__(app, **SOURCES)
+
+    app = FastAPI()
+    app.get("/")(in_task)
+    app.add_middleware(Own)
+    document_context(app)
+    assert security(app) == [{"x-tenant-id": TENANT, "x-user-id": USER}]
 
 
 def refusals(app: FastAPI) -> Any:

@@ -56,8 +56,8 @@ def test_that_of_fastapi_keeps_profiles_apart_and_its_documentation_is_true() ->
 
 @pytest.mark.matrix("Starlette", "starlette")
 def test_that_of_starlette_keeps_notes_apart_and_binds_each_message() -> None:
-    with served("starlette_app.py", 4) as lines:
-        put, look, other, nobody = lines
+    with served("starlette_app.py", 6) as lines:
+        put, look, other, nobody, _, _ = lines
         assert by_httpx(put) == (200, {"tenant": "acme", "user": "ann", "kept": "today"})
         assert by_httpx(look) == (200, {"notes": {"today": "buy milk"}, "of_tenant": {"notes": 1}})
         assert by_httpx(other) == (200, {"notes": None, "of_tenant": None})
@@ -75,8 +75,8 @@ def test_that_of_starlette_keeps_notes_apart_and_binds_each_message() -> None:
 
 @pytest.mark.matrix("Litestar", "litestar")
 def test_that_of_litestar_keeps_carts_apart_and_binds_each_message() -> None:
-    with served("litestar_app.py", 4) as lines:
-        add, look, other, nobody = lines
+    with served("litestar_app.py", 6) as lines:
+        add, look, other, nobody, _, _ = lines
         assert by_httpx(add) == (200, {"tenant": "acme", "user": "ann", "apple": 1})
         assert by_httpx(look) == (200, {"cart": {"apple": 1}, "sold": {"apple": 1}})
         assert by_httpx(other) == (200, {"cart": None, "sold": None})

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -15,8 +16,11 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
+from mcp.server.lowlevel import Server
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.streamable_http import EventMessage, EventStore
+from mcp_types import InputRequiredResult, ProgressNotificationParams
+from pydantic import BaseModel
 from servers import ServerThread, UvicornHttptoolsUvloop, serving
 from starlette.authentication import SimpleUser
 
@@ -43,7 +47,11 @@ OTHER_ANN = {"x-tenant-id": "globex", "x-user-id": "ann"}
 SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
 VERSION = "2025-11-25"
 """The latest version of the protocol that has sessions."""
-HELLO = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+HELLO = {
+    "protocolVersion": VERSION,
+    "capabilities": {"elicitation": {}},
+    "clientInfo": {"name": "test", "version": "1"},
+}
 
 
 def whose() -> str:
@@ -120,6 +128,20 @@ def make_server(gate: Gate | None = None, **options: Any) -> MCPServer:
             gate.notes.append(whose())
         gate.left.set()
         return whose()
+
+    @server.tool()
+    async def in_rounds(context: Context) -> str | InputRequiredResult:
+        state = context.request_state
+        return InputRequiredResult(request_state=whose()) if state is None else f"{state}'s, for {whose()}"
+
+    class Number(BaseModel):
+        n: int
+
+    @server.tool()
+    async def asking(context: Context) -> str:
+        before = whose()
+        await context.elicit("Which?", Number)
+        return f"{before}, {whose()}"
 
     server.resource("me://resource")(whose)
 
@@ -266,6 +288,16 @@ class Session:
         return self.http.delete(self.url, headers=self.headers_of(by, {})).status_code
 
 
+def modern(session: Session, method: str, params: dict[str, Any], *, by: Any = None) -> dict[str, Any]:
+    """A request by the protocol that has no sessions."""
+    version = "2026-07-28"
+    about = {"protocolVersion": version, "clientCapabilities": {}, "clientInfo": HELLO["clientInfo"]}
+    meta = {f"io.modelcontextprotocol/{name}": value for name, value in about.items()}
+    content = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
+    routing = {"mcp-method": method, **({"mcp-name": params["name"]} if "name" in params else {})}
+    return {"json": content, "headers": {**session.headers_of(by, routing), "mcp-protocol-version": version}}
+
+
 Visit = Callable[[str, dict[str, str]], Session]
 
 
@@ -369,6 +401,55 @@ def test_whom_the_sdk_has_found_by_itself_stays(visit: Visit, outside: bool) -> 
         assert session.post("initialize", HELLO, by=ANN).status_code == refused.status_code
 
 
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_call_in_several_rounds_is_gone_on_with_by_whom_it_was_begun(
+    served: Any, visit: Visit, stranger: str
+) -> None:
+    def round_of(session: Session, state: str | None, by: dict[str, str]) -> Any:
+        params = {"name": "in_rounds", "arguments": {}} | ({} if state is None else {"requestState": state})
+        return session.http.post(session.url, **modern(session, "tools/call", params, by=by)).json()
+
+    for owned in (False, True):
+        session = visit(served("json", "owned" if owned else "bare"), ANN)
+        state = round_of(session, None, ANN)["result"]["requestState"]
+        assert ("error" in round_of(session, state, STRANGERS[stranger])) is owned
+        assert round_of(session, state, ANN)["result"]["content"][0]["text"] == "acme/ann's, for acme/ann"
+
+
+def test_what_the_client_answers_to_a_tool_changes_nothing_in_it(served: Any, visit: Visit) -> None:
+    """Also where it is let in: whoever answers, the tool is of whom has called it."""
+    session = visit(served("sse", "bare"), ANN)
+    content = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "asking", "arguments": {}}}
+    with session.http.stream("POST", session.url, json=content, headers=session.headers_of(None, {})) as stream:
+        asked, answered = "", False
+        for line in stream.iter_lines():
+            asked += line + "\n"
+            if events_of(asked) and not answered:
+                answered = True
+                result = {"action": "accept", "content": {"n": 1}}
+                answer = {"jsonrpc": "2.0", "id": events_of(asked)[0][1]["id"], "result": result}
+                response = session.http.post(session.url, json=answer, headers=session.headers_of(OTHER_ANN, {}))
+                assert response.status_code == 202
+    assert texts_of(events_of(asked)[-1:]) == ["acme/ann, acme/ann"]
+
+
+def test_a_notification_is_handled_for_whom_it_is_from(visit: Visit) -> None:
+    heard: SimpleQueue[str] = SimpleQueue()
+
+    async def hear(_context: Any, _params: Any) -> None:
+        heard.put(whose())
+
+    mcp: Server[Any] = Server("test")
+    mcp.add_notification_handler("notifications/progress", ProgressNotificationParams, hear)
+    app = ContextMiddleware(mcp.streamable_http_app(), **SOURCES)
+    with serving(UvicornHttptoolsUvloop, app, lifespan=True) as server:
+        session = visit(url_of(server), ANN)
+        for by in (OTHER_ANN, ANN):
+            params = {"progressToken": 1, "progress": 1}
+            assert session.post("notifications/progress", params, number=None, by=by).status_code == 202
+            assert heard.get(timeout=PATIENCE) == named(by)
+
+
 def test_a_tool_that_outlives_its_request_keeps_whose_it_was(visit: Visit) -> None:
     """Identity and state it keeps; the values have ended with the request, and a block of its own has new ones."""
     gate = Gate()
@@ -392,6 +473,67 @@ def test_a_tool_that_outlives_its_request_keeps_whose_it_was(visit: Visit) -> No
         gate.open()
         assert gate.left.wait(PATIENCE)
     assert gate.notes == [named(ANN), "ended", named(ANN)]
+
+
+# Streams that stand
+
+
+def listen_on_a_session(session: Session) -> Any:
+    return session.get()
+
+
+def listen_to_subscriptions(session: Session) -> Any:
+    request = modern(session, "subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+    return session.http.stream("POST", session.url, **request)
+
+
+@pytest.mark.parametrize("listen", [listen_on_a_session, listen_to_subscriptions])
+def test_a_stream_that_stands_ends_when_the_identity_expires(visit: Visit, listen: Any) -> None:
+    """Its client sees the end of an answer, and has to come with a new proof. The session is there still."""
+    expires_at, time = 1000.0, 0.0
+    sdk = make_server().streamable_http_app()
+
+    async def until_it_stands(scope: Any, receive: Any, send: Any) -> None:
+        stands, asked = asyncio.Event(), False
+
+        async def receive_later() -> Any:
+            nonlocal asked
+            if asked:  # for the client's end: what it has sent is there
+                await stands.wait()
+            message = await receive()
+            asked = message["type"] == "http.request" and not message.get("more_body", False)
+            return message
+
+        async def send_noting(message: Any) -> None:
+            nonlocal time
+            await send(message)
+            if b"x-stands" in dict(scope.get("headers", ())):
+                time = expires_at
+            stands.set()
+
+        await sdk(scope, receive_later, send_noting)
+
+    identity = Identity("acme", "ann", expires_at=expires_at)
+    app = ContextMiddleware(OwnedSessions(until_it_stands, now=lambda: time), identity=lambda _: identity)
+    with serving(UvicornHttptoolsUvloop, app, lifespan=True) as server:
+        session = visit(url_of(server), {})
+        session.headers = {"x-stands": "1"}
+        with listen(session) as stream:
+            assert stream.status_code == 200
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            stream.read()
+        session.headers = {}
+        assert session.tool("on_loop") == named(ANN)
+
+
+def test_one_that_ends_before_ends_as_ever(visit: Visit) -> None:
+    app = OwnedSessions(make_server().streamable_http_app(), now=lambda: 0)
+    identity = Identity("acme", "ann", expires_at=1000.0)
+    with serving(UvicornHttptoolsUvloop, ContextMiddleware(app, identity=lambda _: identity), lifespan=True) as server:
+        session, other = visit(url_of(server), {}), visit(url_of(server), {})
+        with listen_on_a_session(session) as stream:
+            assert other.http.delete(session.url, headers=session.headers_of(None, {})).status_code == 200
+            stream.read()
 
 
 # Streams that are taken up again
