@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ import redis_servers
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 from servers import UvicornHttptools
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from asgi_context import MemoryStore
 from asgi_context.errors import StateUnavailableError
@@ -264,6 +265,17 @@ def test_what_one_process_writes_reaches_the_windows_of_another(
 # Tools
 
 
+class _Store(MemoryStore):
+    """Which can be down."""
+
+    is_down = False
+
+    async def read_field(self, *place: Any) -> bytes | None:
+        if self.is_down:
+            raise StateUnavailableError("it is down")
+        return await super().read_field(*place)
+
+
 def test_progress_appears_while_a_tool_works_in_its_thread(
     site: Site, window: Callable[..., Window], gate: Gate
 ) -> None:
@@ -297,6 +309,28 @@ def test_an_answer_is_finished_also_if_its_window_is_closed_meanwhile(
     opened.ask("who am I")  # of which the window that is closed is to be told as well
     gate.open()
     expect(opened.answers.last).to_contain_text("“import” stands")
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_a_window_that_goes_in_the_middle_leaves_no_crash_behind(
+    make_site: Callable[..., Site], gate: Gate, caplog: pytest.LogCaptureFixture, is_down: bool
+) -> None:
+    """What it had sent before is refused, or its store is down: there is nobody to be told."""
+    store = _Store()
+    site = make_site(store=store)
+    with _socket(site) as websocket:
+        websocket.send(json.dumps({"id": "one", "text": "search import"}))
+        while "tool_progress" not in websocket.recv(PATIENCE):
+            pass
+        websocket.send("{}")
+    with _socket(site) as another:
+        another.send(json.dumps({"id": "two", "text": "who am I"}))  # of which the first is to be told as well
+        while "You are ann" not in another.recv(PATIENCE):
+            pass
+    store.is_down = is_down
+    gate.open()
+    site.stop()  # once all is done
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_tool_that_fails_is_shown_as_an_error(site: Site, window: Callable[..., Window]) -> None:
@@ -354,6 +388,13 @@ def _token(site: Site) -> str:
     return str(answer.json()["token"])
 
 
+@contextmanager
+def _socket(site: Site) -> Iterator[ClientConnection]:
+    options: Any = {"subprotocols": ["chat", f"bearer.{_token(site)}"], "proxy": None}
+    with connect(f"ws://127.0.0.1:{site.port}/chat", **options) as websocket:
+        yield websocket
+
+
 def test_a_user_of_another_tenant_is_refused(site: Site, window: Callable[..., Window]) -> None:
     bob = window(site, errors=REFUSED)
     bob.choose("Globex", "Bob")
@@ -404,8 +445,7 @@ def test_a_page_of_others_opens_no_websocket(site: Site) -> None:
 
 
 def test_a_message_that_comes_twice_is_answered_once(site: Site) -> None:
-    options: Any = {"subprotocols": ["chat", f"bearer.{_token(site)}"], "proxy": None}
-    with connect(f"ws://127.0.0.1:{site.port}/chat", **options) as websocket:
+    with _socket(site) as websocket:
         for identifier in ("one", "one", "another"):
             websocket.send(json.dumps({"id": identifier, "text": "hello"}))
         conversation: list[dict[str, str]] = []
@@ -476,15 +516,7 @@ def test_a_reload_keeps_who_it_is_and_what_was_said(site: Site, window: Callable
 def test_a_store_that_is_down_is_a_connection_lost_until_it_is_back(
     make_site: Callable[..., Site], window: Callable[..., Window]
 ) -> None:
-    class Store(MemoryStore):
-        is_down = False
-
-        async def read_field(self, *place: Any) -> bytes | None:
-            if self.is_down:
-                raise StateUnavailableError("it is down")
-            return await super().read_field(*place)
-
-    store = Store()
+    store = _Store()
     ann = window(make_site(store=store)).enter("Acme", "Ann")
     store.is_down = True
     ann.say("who am I")
