@@ -5,6 +5,7 @@ was away has missed nothing.
 """
 
 import asyncio
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Iterator, Mapping
@@ -22,6 +23,7 @@ from asgi_context.errors import StateUnavailableError
 from asgi_context.tools import ToolResult, ToolSystem
 
 MOST_MESSAGES = 50
+MOST_CHARACTERS = 500_000  # of its JSON, so that it is always within what a store takes: see `StateLimits`
 
 log = logging.getLogger("agent_chat")
 
@@ -89,7 +91,10 @@ async def remember(**message: Any) -> list[Message]:  # noqa: ANN401 - JSON
         nonlocal is_new
         before = conversation.get("messages", [])
         is_new = all(one["id"] != message["id"] for one in before)
-        return {"messages": [*before, message][-MOST_MESSAGES:]} if is_new else conversation
+        after = [*before, message][-MOST_MESSAGES:] if is_new else before
+        while len(json.dumps(after)) > MOST_CHARACTERS:
+            del after[0]
+        return {"messages": after}
 
     conversation = await current_state().modify("conversation", add)  # of the user: there may be other windows
     return conversation["messages"] if is_new else []
