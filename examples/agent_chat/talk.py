@@ -5,9 +5,10 @@ was away has missed nothing.
 """
 
 import asyncio
+import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from asgi_context.errors import StateUnavailableError
 from asgi_context.tools import ToolResult, ToolSystem
 
 MOST_MESSAGES = 50
+MOST_CHARACTERS = 500_000  # of its JSON, so that it is always within what a store takes: see `StateLimits`
 
 log = logging.getLogger("agent_chat")
 
@@ -55,24 +57,29 @@ class Windows:
             changed.set()
 
 
+async def unless_gone(sending: Awaitable[None]) -> None:
+    """Send, if the window is there: an answer is finished also if nobody waits for it any more."""
+    with suppress(WebSocketDisconnect, RuntimeError):  # as Starlette says it the first time, and from then on
+        await sending
+
+
 async def watch(websocket: WebSocket, changed: asyncio.Event, poll: float | None) -> None:
     """Tell a window what there is, and what is new from then on."""
     state = current_state()
     shown: dict[str, Any] = {}
-    with suppress(WebSocketDisconnect):  # an answer is finished also if nobody waits for it any more
-        while True:
-            changed.clear()  # first, so that what changes meanwhile is looked at again
-            seen = {
-                "conversation": await state.get_field("conversation", "messages", []),
-                "notes": await state.tenant_wide.get_field("board", "notes", []),
-                "counts": await state.tenant_wide.get("counts") or {},
-            }
-            if news := {part: value for part, value in seen.items() if part not in shown or shown[part] != value}:
-                await websocket.send_json({"type": "state"} | news)
-            shown = seen
-            with suppress(TimeoutError):
-                async with asyncio.timeout(poll):
-                    await changed.wait()
+    while True:
+        changed.clear()  # first, so that what changes meanwhile is looked at again
+        seen = {
+            "conversation": await state.get_field("conversation", "messages", []),
+            "notes": await state.tenant_wide.get_field("board", "notes", []),
+            "counts": await state.tenant_wide.get("counts") or {},
+        }
+        if news := {part: value for part, value in seen.items() if part not in shown or shown[part] != value}:
+            await unless_gone(websocket.send_json({"type": "state"} | news))
+        shown = seen
+        with suppress(TimeoutError):
+            async with asyncio.timeout(poll):
+                await changed.wait()
 
 
 async def remember(**message: Any) -> list[Message]:  # noqa: ANN401 - JSON
@@ -84,7 +91,10 @@ async def remember(**message: Any) -> list[Message]:  # noqa: ANN401 - JSON
         nonlocal is_new
         before = conversation.get("messages", [])
         is_new = all(one["id"] != message["id"] for one in before)
-        return {"messages": [*before, message][-MOST_MESSAGES:]} if is_new else conversation
+        after = [*before, message][-MOST_MESSAGES:] if is_new else before
+        while len(json.dumps(after)) > MOST_CHARACTERS:
+            del after[0]
+        return {"messages": after}
 
     conversation = await current_state().modify("conversation", add)  # of the user: there may be other windows
     return conversation["messages"] if is_new else []
@@ -134,11 +144,9 @@ async def talk(websocket: WebSocket, agent: Agent, windows: Windows, poll: float
                         asked = Asked.model_validate_json(event.get("text") or "")
                     except ValidationError:
                         text = "A message has 1 to 2,000 characters. This one was not sent."
-                        await websocket.send_json({"type": "refused", "text": text})
+                        await unless_gone(websocket.send_json({"type": "refused", "text": text}))
                     else:
                         await answer(asked, agent, windows)
                 watching.cancel()
-    except* WebSocketDisconnect:
-        pass
     except* StateUnavailableError:
-        await websocket.close(1013)  # try again later: the page does
+        await unless_gone(websocket.close(1013))  # try again later: the page does

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +18,10 @@ from typing import Any
 import httpx
 import pytest
 import redis_servers
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 from servers import UvicornHttptools
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from asgi_context import MemoryStore
 from asgi_context.errors import StateUnavailableError
@@ -269,6 +270,17 @@ def test_what_one_process_writes_reaches_the_windows_of_another(
 # Tools
 
 
+class _Store(MemoryStore):
+    """Which can be down."""
+
+    is_down = False
+
+    async def read_field(self, *place: Any) -> bytes | None:
+        if self.is_down:
+            raise StateUnavailableError("it is down")
+        return await super().read_field(*place)
+
+
 def test_progress_appears_while_a_tool_works_in_its_thread(
     site: Site, window: Callable[..., Window], gate: Gate
 ) -> None:
@@ -290,6 +302,17 @@ def test_progress_appears_while_a_tool_works_in_its_thread(
     expect(ann.page.locator("dd").last).to_have_text("1")
 
 
+def test_an_answer_to_another_window_leaves_a_tool_at_work_shown(
+    site: Site, window: Callable[..., Window], gate: Gate
+) -> None:
+    ann, second = window(site).enter("Acme", "Ann"), window(site).enter("Acme", "Ann")
+    ann.say("search import")
+    expect(second.messages).to_have_text(["search import"])
+    second.ask("who am I")
+    expect(ann.answers).to_have_count(1)
+    expect(ann.page.get_by_label("Search at work")).to_be_visible()
+
+
 def test_an_answer_is_finished_also_if_its_window_is_closed_meanwhile(
     site: Site, window: Callable[..., Window], gate: Gate
 ) -> None:
@@ -302,6 +325,50 @@ def test_an_answer_is_finished_also_if_its_window_is_closed_meanwhile(
     opened.ask("who am I")  # of which the window that is closed is to be told as well
     gate.open()
     expect(opened.answers.last).to_contain_text("“import” stands")
+
+
+def test_an_answer_is_finished_also_if_the_token_expires_meanwhile(
+    make_site: Callable[..., Site], gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tool has begun while it was valid."""
+    store, lifetime, has_begun = MemoryStore(), 1, False
+    while not has_begun:  # the machine may be busy
+        lifetime *= 2
+        expiring = make_site(store=store, lifetime=lifetime)
+        with suppress(InvalidStatus), _socket(expiring) as websocket, pytest.raises(ConnectionClosed) as closed:
+            websocket.send(json.dumps({"id": str(lifetime), "text": "search import"}))
+            while True:
+                has_begun |= "tool_progress" in websocket.recv(PATIENCE)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4401
+    gate.open()
+    expiring.stop()  # once all is done
+    with _socket(make_site(store=store)) as websocket:
+        assert "“import” stands" in json.loads(websocket.recv(PATIENCE))["conversation"][-1]["text"]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_a_window_that_goes_in_the_middle_leaves_no_crash_behind(
+    make_site: Callable[..., Site], gate: Gate, caplog: pytest.LogCaptureFixture, is_down: bool
+) -> None:
+    """What it had sent before is refused, or its store is down: there is nobody to be told."""
+    store = _Store()
+    site = make_site(store=store)
+    with _socket(site) as websocket:
+        websocket.send(json.dumps({"id": "one", "text": "search import"}))
+        while "tool_progress" not in websocket.recv(PATIENCE):
+            pass
+        websocket.send("{}")
+        websocket.socket.shutdown(socket.SHUT_RDWR)  # else it is waited for
+    with _socket(site) as another:
+        another.send(json.dumps({"id": "two", "text": "who am I"}))  # of which the first is to be told as well
+        while "You are ann" not in another.recv(PATIENCE):
+            pass
+    store.is_down = is_down
+    gate.open()
+    site.stop()  # once all is done
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_tool_that_fails_is_shown_as_an_error(site: Site, window: Callable[..., Window]) -> None:
@@ -351,12 +418,32 @@ def test_another_agent_takes_the_place_of_the_rules(
     expect(ann.notes).to_have_text(["by a model"])
 
 
+def test_the_oldest_messages_make_room_for_long_answers(make_site: Callable[..., Site]) -> None:
+    async def agent(*_: Any) -> str:
+        return "long" * 50_000
+
+    with _socket(make_site(agent=agent)) as websocket:
+        for number in range(6):
+            websocket.send(json.dumps({"id": f"m{number}", "text": "hello"}))
+        conversation: list[dict[str, str]] = []
+        while [message["id"] for message in conversation][-2:-1] != ["m5"]:
+            conversation = json.loads(websocket.recv(PATIENCE)).get("conversation", conversation)
+    assert [message["role"] for message in conversation] == ["user", "agent", "user", "agent"]
+
+
 # Who is let in
 
 
 def _token(site: Site) -> str:
     answer = httpx.post(f"{site.url}login", json={"tenant": "acme", "user": "ann"}, trust_env=False)
     return str(answer.json()["token"])
+
+
+@contextmanager
+def _socket(site: Site) -> Iterator[ClientConnection]:
+    options: Any = {"subprotocols": ["chat", f"bearer.{_token(site)}"], "proxy": None}
+    with connect(f"ws://127.0.0.1:{site.port}/chat", **options) as websocket:
+        yield websocket
 
 
 def test_a_user_of_another_tenant_is_refused(site: Site, window: Callable[..., Window]) -> None:
@@ -380,10 +467,43 @@ def test_a_session_that_expires_asks_to_sign_in_again(
 
 def test_a_token_of_another_key_asks_to_sign_in_again(site: Site, window: Callable[..., Window]) -> None:
     ann = window(site, errors=GONE).enter("Acme", "Ann")
+    ann.page.get_by_label("Message", exact=True).fill("who am I")
     site.stop()
     site.come_back(secret="another secret, long enough for one")
     expect(ann.page.get_by_role("alert")).to_have_text("Your session has ended. Please sign in again.")
     ann.enter("Acme", "Ann")
+    expect(ann.page.get_by_label("Message", exact=True)).to_have_value("who am I")  # nothing of theirs is lost
+
+
+def test_who_leaves_leaves_nothing_to_whoever_comes_next(site: Site, window: Callable[..., Window]) -> None:
+    acme, one = window(site).enter("Acme", "Bob"), window(site, errors=REFUSED)
+    one.page.get_by_role("button", name="Open the chat").dblclick()  # as Ann of Acme, perhaps twice
+    one.ask("pin for acme alone")
+    one.page.get_by_label("Message", exact=True).fill("for acme's eyes")
+    one.page.get_by_role("button", name="Leave").click()
+    assert "acme alone" not in one.page.content()
+    one.enter("Globex", "Ann")
+    expect(one.page.get_by_label("Message", exact=True)).to_have_value("")
+    acme.ask("pin for acme alone as well")
+    one.ask("who am I")
+    expect(one.messages).to_have_text(["who am I", "You are ann, of globex."])
+    expect(one.notes).to_have_count(0)
+
+
+def test_what_a_connection_is_told_after_leaving_is_not_the_next_one_s(
+    site: Site, window: Callable[..., Window]
+) -> None:
+    one = window(site, errors=GONE).enter("Acme", "Ann")
+    held: list[Route] = []
+    one.page.route("**/me", lambda route: held.append(route))
+    with one.page.expect_request("**/me"):
+        site.stop()
+    one.page.get_by_role("button", name="Leave").click()
+    site.come_back()
+    one.enter("Globex", "Ann")
+    held[0].fulfill(status=401)
+    one.ask("who am I")
+    expect(one.status).to_have_text("Connected")
 
 
 def test_who_is_no_member_any_more_is_not_let_in_again(
@@ -409,8 +529,7 @@ def test_a_page_of_others_opens_no_websocket(site: Site) -> None:
 
 
 def test_a_message_that_comes_twice_is_answered_once(site: Site) -> None:
-    options: Any = {"subprotocols": ["chat", f"bearer.{_token(site)}"], "proxy": None}
-    with connect(f"ws://127.0.0.1:{site.port}/chat", **options) as websocket:
+    with _socket(site) as websocket:
         for identifier in ("one", "one", "another"):
             websocket.send(json.dumps({"id": identifier, "text": "hello"}))
         conversation: list[dict[str, str]] = []
@@ -431,20 +550,24 @@ def test_nothing_but_the_page_is_there_for_those_who_have_not_signed_in(site: Si
 def test_a_server_that_comes_back_finds_its_windows_again(site: Site, window: Callable[..., Window]) -> None:
     ann = window(site, errors=GONE).enter("Acme", "Ann")
     ann.ask("pin before")
+    # It comes back by itself, and the button goes: here only the button does it.
+    ann.page.evaluate("() => { window.later = window.setTimeout; window.setTimeout = () => 0; }")
     site.stop()
-    expect(ann.status).to_have_text("Connection lost. Reconnecting…")
+    expect(ann.status).to_have_text("Connection lost. Retrying…")
     expect(ann.page.get_by_role("button", name="Send")).to_be_disabled()
     ann.page.get_by_label("Message", exact=True).fill("who am I")
     ann.page.keyboard.press("Enter")
     expect(ann.page.get_by_label("Message", exact=True)).to_have_value("who am I")
     site.come_back()
     ann.page.get_by_role("button", name="Try now").click()
+    expect(ann.page.get_by_label("Message", exact=True)).to_be_focused()
     expect(ann.status).to_have_text("Connected")
     ann.page.get_by_role("button", name="Send").click()
     expect(ann.messages).to_have_text(["pin before", "Pinned as note 1.", "who am I", "You are ann, of acme."])
     expect(ann.notes).to_have_text(["before"])
+    ann.page.evaluate("() => { window.setTimeout = window.later; }")
     site.stop()
-    expect(ann.status).to_have_text("Connection lost. Reconnecting…")
+    expect(ann.status).to_have_text("Connection lost. Retrying…")
     site.come_back()
     expect(ann.status).to_have_text("Connected")  # by itself
 
@@ -481,19 +604,11 @@ def test_a_reload_keeps_who_it_is_and_what_was_said(site: Site, window: Callable
 def test_a_store_that_is_down_is_a_connection_lost_until_it_is_back(
     make_site: Callable[..., Site], window: Callable[..., Window]
 ) -> None:
-    class Store(MemoryStore):
-        is_down = False
-
-        async def read_field(self, *place: Any) -> bytes | None:
-            if self.is_down:
-                raise StateUnavailableError("it is down")
-            return await super().read_field(*place)
-
-    store = Store()
+    store = _Store()
     ann = window(make_site(store=store)).enter("Acme", "Ann")
     store.is_down = True
     ann.say("who am I")
-    expect(ann.status).to_have_text("Connection lost. Reconnecting…")
+    expect(ann.status).to_have_text("Connection lost. Retrying…")
     store.is_down = False
     expect(ann.status).to_have_text("Connected")
     expect(ann.messages.first).to_have_text("who am I")
@@ -512,6 +627,20 @@ def test_a_message_that_is_too_long_is_given_back(site: Site, window: Callable[.
 
 
 # The page
+
+
+def test_what_is_new_is_followed_and_what_is_old_does_not_shine(site: Site, window: Callable[..., Window]) -> None:
+    ann = window(site).enter("Acme", "Ann")
+    ann.page.emulate_media(reduced_motion="no-preference")
+    ann.page.set_viewport_size({"width": 360, "height": 740})
+    ann.ask("long " * 200)
+    expect(ann.answers).to_be_in_viewport(ratio=1)
+    ann.ask("pin שלום")
+    expect(ann.notes).to_have_css("direction", "rtl")
+    expect(ann.page.locator("li.new")).to_have_count(1)
+    ann.page.reload()
+    expect(ann.notes).to_have_count(1)
+    expect(ann.page.locator("li.new")).to_have_count(0)
 
 
 def test_what_others_write_stays_text(site: Site, window: Callable[..., Window]) -> None:
@@ -684,7 +813,7 @@ def test_all_can_be_read_and_nothing_sticks_out(
         expect(one.page.get_by_role(landmark)).to_have_count(1)
     expect(one.page.get_by_role("log")).to_have_count(1)
     site.stop()
-    expect(one.status).to_have_text("Connection lost. Reconnecting…")
+    expect(one.status).to_have_text("Connection lost. Retrying…")
     _audit(one)
 
 

@@ -4,17 +4,16 @@ import { Connection } from "./connection.js";
 
 const NAMES = { acme: "Acme", globex: "Globex", ann: "Ann", bob: "Bob", eve: "Eve" };
 const SUGGESTIONS = ["search thread", "pin Release on Friday", "who am I", "divide 1 by 0"];
-const STATUS = { connecting: "Connecting…", connected: "Connected", lost: "Connection lost. Reconnecting…" };
+const STATUS = { connecting: "Connecting…", connected: "Connected", lost: "Connection lost. Retrying…" };
 
 const $ = (id) => document.getElementById(id);
 const wide = matchMedia("(min-width: 60rem)");
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let session; // {token, tenant, user}, of this window alone: another may be somebody else
 let connection;
-let shown = new Map(); // elements of messages, by id
-let unsent = new Map(); // texts that have not come back yet, by id
-let cards = new Map(); // elements of tools at work, by call id
+const shown = new Map(); // elements of messages, by id
+const unsent = new Map(); // texts that have not come back yet, by id
+const cards = new Map(); // elements of tools at work, by call id
 let seenNotes;
 let isBack = false; // connected, and not yet told what there is
 
@@ -45,6 +44,9 @@ function say(text) {
 // Who it is.
 
 function enter(given) {
+  connection?.leave(); // who signs in twice is there once
+  // The same one goes on where the session has expired.
+  if (given.tenant !== session?.tenant || given.user !== session.user) forget();
   session = given;
   sessionStorage.setItem("session", JSON.stringify(session));
   const [tenant, user] = [nameOf(session.tenant), nameOf(session.user)];
@@ -53,22 +55,28 @@ function enter(given) {
   $("who-tenant").textContent = $("board-tenant").textContent = tenant;
   $("who-user").textContent = user;
   $("welcome-title").textContent = `Hello ${user}`;
-  [shown, unsent, cards, seenNotes] = [new Map(), new Map(), new Map(), undefined];
-  $("log").replaceChildren();
-  $("work").replaceChildren();
-  showNotes([]);
-  showCounts({});
-  $("welcome").hidden = true;
-  notice("");
   $("entrance").hidden = true;
   $("room").hidden = false;
   connection = new Connection(session.token, { status, event: receive, refused: leave });
   $("text").focus();
 }
 
+/** Leave nothing of theirs to whoever comes next. */
+function forget() {
+  session = undefined;
+  for (const map of [shown, unsent, cards]) map.clear();
+  for (const id of ["log", "work", "said"]) $(id).replaceChildren();
+  showNotes([]);
+  seenNotes = undefined;
+  showCounts({});
+  $("welcome").hidden = true;
+  $("text").value = "";
+  notice("");
+}
+
 function leave(why = "") {
   connection?.leave();
-  [session, connection] = [undefined, undefined];
+  if (!why) forget();
   sessionStorage.removeItem("session");
   delete document.documentElement.dataset.tenant;
   document.title = "Agent chat";
@@ -99,7 +107,10 @@ $("login").addEventListener("submit", async (event) => {
 });
 
 $("leave").addEventListener("click", () => leave());
-$("again").addEventListener("click", () => connection.open());
+$("again").addEventListener("click", () => {
+  connection.open();
+  $("text").focus(); // the button is gone
+});
 
 function status(kind) {
   $("status").textContent = STATUS[kind];
@@ -107,7 +118,9 @@ function status(kind) {
   $("again").hidden = kind !== "lost";
   $("send").disabled = kind !== "connected";
   isBack = kind === "connected";
-  if (kind === "lost") $("work").replaceChildren(); // how they end is told by the answer
+  if (kind === "connected") return;
+  cards.clear(); // how they end is told by the answer
+  clearWork();
 }
 
 // What comes.
@@ -124,7 +137,12 @@ function receive(event) {
   } else {
     showWork(event);
   }
-  if (isLow) $("scroller").scrollTo({ top: $("scroller").scrollHeight, behavior: calm.matches ? "instant" : "smooth" });
+  if (isLow) showLast();
+}
+
+/** At once: while it still moved, what comes next would not know that it is to be followed. */
+function showLast() {
+  $("scroller").scrollTop = $("scroller").scrollHeight;
 }
 
 function showConversation(messages) {
@@ -144,7 +162,7 @@ function showConversation(messages) {
       const element = messageOf(message);
       $("log").insertBefore(element, $("log").querySelector(".unsent"));
       shown.set(message.id, element);
-      if (message.role === "agent") $("work").replaceChildren();
+      if (message.role === "agent") clearWork();
     }
   }
   // What was perhaps lost goes again: the server knows it by its id.
@@ -165,7 +183,7 @@ function messageOf({ role, text, at, calls = [] }) {
     const what = code ? { className: "call failed", title: code } : { className: "call done" };
     element.append(make("p", what, make("code", {}, tool), code ? ` failed: ${why}` : " done"));
   }
-  element.append(make("p", { className: "text" }, text));
+  element.append(make("p", { className: "text", dir: "auto" }, text));
   return element;
 }
 
@@ -193,13 +211,18 @@ function showWork({ type, tool, call_id, data, text }) {
   }
 }
 
+/** Only what is still at work stays: an answer may be another window’s. */
+function clearWork() {
+  $("work").replaceChildren(...cards.values());
+}
+
 function showNotes(notes) {
   $("notes").replaceChildren(
     ...notes.map(({ number, text, by }) =>
       make(
         "li",
         { value: number, className: seenNotes && !seenNotes.has(number) ? "new" : "" },
-        make("span", { className: "text" }, text),
+        make("span", { className: "text", dir: "auto" }, text),
         make("span", { className: "hint" }, `Note ${number}, by ${nameOf(by)}`),
       ),
     ),
@@ -227,7 +250,7 @@ function send(text) {
   $("log").append(element);
   $("welcome").hidden = true;
   notice("");
-  element.scrollIntoView({ block: "end", behavior: calm.matches ? "instant" : "smooth" });
+  showLast();
   return true;
 }
 

@@ -22,10 +22,10 @@ export class Connection {
     this.open();
   }
 
-  /** Connect, at once; nothing where it is connected. */
+  /** Connect, at once; nothing where it is connected, or was left. */
   open = () => {
     clearTimeout(this.#timer);
-    if (this.#socket) return;
+    if (this.#socket || !this.#token) return;
     this.#on.status("connecting");
     const url = new URL("chat", location.href);
     url.protocol = url.protocol.replace("http", "ws");
@@ -60,7 +60,7 @@ export class Connection {
     clearTimeout(this.#timer);
     removeEventListener("online", this.open);
     const socket = this.#socket;
-    this.#socket = undefined;
+    this.#socket = this.#token = undefined;
     socket?.close();
   }
 
@@ -68,6 +68,7 @@ export class Connection {
     const wait = Math.min(LONGEST, FIRST * 2 ** this.#attempts++) * (0.5 + Math.random() / 2); // not all at once
     this.#on.status("lost");
     const why = code === EXPIRED ? "Your session has expired." : opened ? undefined : await this.#refusal();
+    if (!this.#token) return; // left meanwhile: nothing of this is the next one's
     if (why) {
       this.leave();
       this.#on.refused(why);
