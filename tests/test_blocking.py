@@ -1035,27 +1035,17 @@ def test_where_the_app_ends_while_a_thread_waits_the_thread_is_told() -> None:
 # The waiting thread is interrupted.
 
 
-def sleeps(thread: threading.Thread) -> bool:
-    """Whether it waits for something else than a processor, where the system tells: a busy one lets threads stand."""
-    try:
-        stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
-    except FileNotFoundError:  # no Linux
-        return True
-    return stat.rpartition(")")[2].split()[0] == "S"
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal reaches one thread there")
 def test_an_interrupt_of_the_waiting_thread_ends_the_call() -> None:
     ended = Standing()
 
     async def during() -> None:
         # Once it stands still: a signal that comes just before it begins to wait would only be seen after that.
-        main = threading.main_thread()
-        seen: list[object] = []
+        main, seen = threading.main_thread().ident or 0, [0]
         while len(seen) < 20 or len(set(seen[-20:])) > 1:
             await asyncio.sleep(0.005)
-            seen.append(sys._current_frames()[main.ident or 0].f_lasti if sleeps(main) else object())
-        signal.pthread_kill(main.ident or 0, signal.SIGINT)
+            seen.append(sys._current_frames()[main].f_lasti)
+        signal.pthread_kill(main, signal.SIGINT)
         await ended()
 
     state = SharedState(WaitingStore(during), "acme")
