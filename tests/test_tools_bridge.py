@@ -996,6 +996,21 @@ async def test_a_thread_of_a_pool_sends_in_the_order_in_which_it_does(asyncio_on
     assert numbers(wire) == list(range(200))
 
 
+async def test_what_a_thread_sends_is_dropped_where_nobody_wants_it_any_more_when_its_turn_comes(
+    asyncio_only: None,
+) -> None:
+    """As the progress of a call that has ended on the loop since."""
+    wire = Wire()
+
+    async def handle(bridge: WebSocketBridge, receive: Any, send: Any) -> None:
+        with pytest.raises(BridgeClosedError):
+            await asyncio.to_thread(bridge.send_json_blocking, {"n": 1}, lambda: False)
+        await asyncio.to_thread(bridge.send_json_blocking, {"n": 2}, lambda: True)
+
+    await wire.chat(handle)
+    assert numbers(wire) == [2]
+
+
 async def test_on_the_thread_of_the_loop_blocking_is_an_error_at_once(asyncio_only: None) -> None:
     wire = Wire()
 
