@@ -61,12 +61,17 @@ def whose() -> list[str | None] | None:
     return [context.tenant, context.user]
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Callable[[str], Stage]]:
+@pytest.fixture(scope="module", autouse=True)
+def layer() -> Iterator[None]:
     if not settings.configured:
         settings.configure()
-    layers = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
-    with override_settings(CHANNEL_LAYERS=layers), stages() as start:
+    with override_settings(CHANNEL_LAYERS={"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}):
+        yield
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Callable[[str], Stage]]:
+    with stages() as start:
         yield start
 
 
