@@ -4,7 +4,7 @@ from types import FunctionType
 from typing import Final
 
 from asgi_context._callables import runs_later
-from asgi_context._extract._sources import FromHeader
+from asgi_context._extract._from_headers import FromHeader
 from asgi_context._extract._step import BuiltIn, Extractor, Read, Step, Value, ask, compile_step, composed
 from asgi_context._headers import Found, HeaderPlan
 from asgi_context._identity import Identity, make_identity
