@@ -27,6 +27,7 @@ from django.urls import path
 from servers import Stage, request, stages
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from who_asks import SOURCES, whose
 
 from asgi_context import (
     ContextClosedError,
@@ -36,7 +37,6 @@ from asgi_context import (
     bind_context,
     current_context,
     current_state,
-    from_header,
     from_scope,
     json_message,
     message_context,
@@ -48,17 +48,8 @@ pytestmark = pytest.mark.matrix("Channels", "channels", "daphne")
 
 PATIENCE = 60.0
 """Seconds after which whatever is waited for counts as hanging."""
-SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
 NAMES = json_message(tenant="tenant", user="user")
 KEY = CarrierKey("test", "at least 32 bytes that nobody can guess")
-
-
-def whose() -> list[str | None] | None:
-    context = current_context(None)
-    if context is None:
-        return None
-    assert repr(current_state()) == f"SharedState(tenant={context.tenant!r}, user={context.user!r})"
-    return [context.tenant, context.user]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,37 +19,18 @@ from django.test import override_settings
 from django.urls import path
 from django.utils.decorators import sync_and_async_middleware
 from servers import SERVERS, UvicornHttptools, serving
+from who_asks import ANN, BOB, SOURCES, WHOLE, whose, whose_soon
 
 from asgi_context import (
     ContextMiddleware,
     Identity,
     bind_context,
-    current_context,
     current_state,
-    from_header,
     run_in_pool,
 )
 from asgi_context.values import get_from_context, update_request_context
 
 pytestmark = pytest.mark.matrix("Django", "django", "asgiref")
-
-ANN = {"x-tenant-id": "acme", "x-user-id": "ann"}
-BOB = {"x-tenant-id": "globex", "x-user-id": "bob"}
-WHOLE = ["acme", "ann"]
-SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
-
-
-def whose() -> list[str | None] | None:
-    context = current_context(None)
-    if context is None:
-        return None
-    assert repr(current_state()) == f"SharedState(tenant={context.tenant!r}, user={context.user!r})"
-    return [context.tenant, context.user]
-
-
-async def whose_soon() -> list[str | None] | None:
-    await asyncio.sleep(0)
-    return whose()
 
 
 def in_main_thread() -> bool:

@@ -13,6 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount
+from who_asks import ANN, BOB, SOURCES
 
 from asgi_context import (
     ContextMiddleware,
@@ -52,10 +53,6 @@ with warnings.catch_warnings():
     from starlette.testclient import TestClient
 
 pytestmark = pytest.mark.matrix("FastAPI", "fastapi", "starlette")
-
-SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
-ANN = {"x-tenant-id": "acme", "x-user-id": "ann"}
-BOB = {"x-tenant-id": "globex", "x-user-id": "bob"}
 
 
 def bound_app(**options: Any) -> FastAPI:

@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
+from who_asks import ANN, BOB, SOURCES, WHOLE, async_dependency, async_yielding, sync_dependency, sync_yielding, whose
 
 from asgi_context import (
     ContextClosedError,
@@ -32,7 +33,6 @@ from asgi_context import (
     bind_context,
     current_context,
     current_state,
-    from_header,
     from_path,
     from_scope,
 )
@@ -46,21 +46,6 @@ of_starlette = pytest.mark.matrix("Starlette", "starlette")
 of_fastapi = pytest.mark.matrix("FastAPI", "fastapi", "starlette")
 of_quart = pytest.mark.matrix("Quart", "quart")
 of_asgiref = pytest.mark.matrix("asgiref", "asgiref")
-
-SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
-ANN = {"x-tenant-id": "acme", "x-user-id": "ann"}
-BOB = {"x-tenant-id": "globex", "x-user-id": "bob"}
-WHOLE = ["acme", "ann"]
-
-
-def whose() -> list[str | None] | None:
-    """What the middleware bound, which context, state and values must agree on."""
-    context = current_context(None)
-    if context is None:
-        return None
-    assert repr(current_state()) == f"SharedState(tenant={context.tenant!r}, user={context.user!r})"
-    assert get_from_context("left by somebody") is None
-    return [context.tenant, context.user]
 
 
 class Notes:
@@ -519,26 +504,6 @@ def test_what_a_test_has_bound_itself_is_not_taken_for_the_requests(entered: boo
 
 
 # FastAPI
-
-
-def sync_dependency() -> Any:
-    return whose()
-
-
-async def async_dependency() -> Any:
-    return whose()
-
-
-def sync_yielding() -> Iterator[Any]:
-    found = whose()
-    yield found
-    assert whose() == found
-
-
-async def async_yielding() -> AsyncIterator[Any]:
-    found = whose()
-    yield found
-    assert whose() == found
 
 
 class Sub:

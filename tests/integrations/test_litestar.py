@@ -12,6 +12,18 @@ from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
 from litestar.response import Stream
+from who_asks import (
+    ANN,
+    BOB,
+    OTHER,
+    SOURCES,
+    WHOLE,
+    async_dependency,
+    async_yielding,
+    sync_dependency,
+    sync_yielding,
+    whose,
+)
 
 from asgi_context import (
     ContextMiddleware,
@@ -20,7 +32,6 @@ from asgi_context import (
     bind_context,
     current_context,
     current_state,
-    from_header,
     json_message,
 )
 from asgi_context.values import get_from_context, update_request_context
@@ -30,20 +41,6 @@ with warnings.catch_warnings():
     from starlette.testclient import TestClient, WebSocketDenialResponse
 
 pytestmark = pytest.mark.matrix("Litestar", "litestar")
-
-SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
-ANN = {"x-tenant-id": "acme", "x-user-id": "ann"}
-BOB = {"x-tenant-id": "globex", "x-user-id": "bob"}
-WHOLE, OTHER = ["acme", "ann"], ["globex", "bob"]
-
-
-def whose() -> list[str | None] | None:
-    """What the middleware bound, which context and state must agree on."""
-    context = current_context(None)
-    if context is None:
-        return None
-    assert repr(current_state()) == f"SharedState(tenant={context.tenant!r}, user={context.user!r})"
-    return [context.tenant, context.user]
 
 
 def litestar(handlers: list[Any], **options: Any) -> Any:
@@ -82,26 +79,6 @@ def on_the_loop() -> Any:
 def test_handlers_know_whose_request_it_is(mount: Any, handler: Any, backend: Any) -> None:
     client = TestClient(mount([handler]), backend=backend)
     assert [client.get("/", headers=headers).json() for headers in (ANN, BOB, ANN)] == [WHOLE, OTHER, WHOLE]
-
-
-def sync_dependency() -> Any:
-    return whose()
-
-
-async def async_dependency() -> Any:
-    return whose()
-
-
-def sync_yielding() -> Iterator[Any]:
-    found = whose()
-    yield found
-    assert whose() == found
-
-
-async def async_yielding() -> AsyncIterator[Any]:
-    found = whose()
-    yield found
-    assert whose() == found
 
 
 DEPENDENCIES = {

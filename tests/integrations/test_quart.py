@@ -16,6 +16,7 @@ from quart import (
 )
 from quart.utils import run_sync
 from werkzeug.exceptions import NotFound
+from who_asks import ANN, BOB, SOURCES, WHOLE, whose
 
 from asgi_context import (
     ContextClosedError,
@@ -26,7 +27,6 @@ from asgi_context import (
     current_context,
     current_resource,
     current_state,
-    from_header,
     json_message,
     message_context,
     run_in_executor,
@@ -35,19 +35,6 @@ from asgi_context.quart import QuartContext
 from asgi_context.values import get_from_context, update_request_context
 
 pytestmark = [pytest.mark.matrix("Quart", "quart"), pytest.mark.anyio]
-
-ANN = {"x-tenant-id": "acme", "x-user-id": "ann"}
-BOB = {"x-tenant-id": "globex", "x-user-id": "bob"}
-WHOLE = ["acme", "ann"]
-SOURCES: dict[str, Any] = {"tenant": from_header("x-tenant-id"), "user": from_header("x-user-id")}
-
-
-def whose() -> list[str | None] | None:
-    context = current_context(None)
-    if context is None:
-        return None
-    assert repr(current_state()) == f"SharedState(tenant={context.tenant!r}, user={context.user!r})"
-    return [context.tenant, context.user]
 
 
 @pytest.fixture
